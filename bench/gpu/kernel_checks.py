@@ -8,6 +8,7 @@ import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.attention.reference import ReferenceAttention
+from textmill_shard.model.score_changes import ScoreChanges
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.sampling.row_scan import TorchRowScanner
 from textmill_shard.triton_kernels.interface import PagedIndices
@@ -82,7 +83,8 @@ def _error_of(setting: Setting, variant: Variant, dtype: torch.dtype) -> float:
         case ScanCase():
             scores_NV = _random(setting, torch.float32, 9, case.vocab_size) * 4
             scores_NV[1, 5] = torch.nan
-            scan, plain = setting.kernels.scan_rows(scores_NV), TorchRowScanner().scan(scores_NV, wants_mass=True)
+            scan = setting.kernels.first_pass(scores_NV, ScoreChanges()).scan
+            plain = TorchRowScanner().scan(scores_NV, wants_mass=True)
             assert scan.log_mass_N is not None
             assert plain.log_mass_N is not None
             finite = ~plain.not_finite_N

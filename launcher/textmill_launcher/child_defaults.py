@@ -9,6 +9,7 @@ CHILD_DEFAULTS: dict[str, str] = {
     "dtype": "auto",
     "header_timeout": "10.0",
     "keep_alive_timeout": "75.0",
+    "kv_cache_dtype": "auto",
     "lora_memory_bytes": "0",
     "max_audio_seconds": "600.0",
     "max_best_of": "2",

@@ -234,6 +234,7 @@ REASONING_FORMATS = (
 )
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_CACHE_DTYPES = ("auto", "fp8_e4m3fn", "fp8_e5m2")
 ATTENTION_BACKENDS = ("triton", "flash", "reference")
 
 

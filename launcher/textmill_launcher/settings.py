@@ -14,6 +14,7 @@ from textmill_launcher.options import (
     ATTENTION_BACKENDS,
     DEVICES,
     DTYPES,
+    KV_CACHE_DTYPES,
     LOG_LEVELS,
     METRICS_ALIASES,
     POOLINGS,
@@ -116,7 +117,12 @@ class Settings:
         is_repeatable=True,
         to=ROUTER,
     )
-    dtype: str | None = option(Choice(DTYPES), "type of weights and KV cache", to=SHARD)
+    dtype: str | None = option(Choice(DTYPES), "type of the weights", to=SHARD)
+    kv_cache_dtype: str | None = option(
+        Choice(KV_CACHE_DTYPES),
+        "type of keys and values; auto is that of the weights, fp8_e4m3fn takes half of the memory",
+        to=SHARD,
+    )
     tokenizer_config_path: str | None = option(
         text, "tokenizer_config.json whose chat template wins over the model's", to=ROUTER
     )

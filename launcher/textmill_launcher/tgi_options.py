@@ -74,7 +74,6 @@ TGI_OPTIONS = (
         ),
         platform_variables=("HF_MODEL_QUANTIZE",),
     ),
-    _refused("kv_cache_dtype", text, Refused("the KV cache has the type of the weights", "leave it out")),
     _refused(
         "speculate",
         integer(0),

@@ -217,6 +217,7 @@ def _load(
         native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,
         num_threads=settings.num_threads,
         attention_backend=settings.attention_backend,
+        kv_cache_dtype=settings.kv_cache_dtype,
         native_decoder=not settings.no_native_decoder,
         disabled_swaps=settings.disable_swaps,
         trust_remote_code=settings.trust_remote_code,
@@ -285,6 +286,7 @@ def _load(
         media_row_bytes=0 if media is None else media.row_bytes,
         uncut_spans=media is not None and media.uncut_spans,
         uncut_prompts=media is not None and media.is_prompt_span,
+        kv_dtype=runner.kv_type,
     )
     return runner, shard_facts, memory.encode_s_per_element
 

@@ -11,6 +11,7 @@ from typing import Any
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_STEP_TOKENS = 1024
+KV_CACHE_DTYPES = ("auto", "fp8_e4m3fn", "fp8_e5m2")
 ATTENTION_BACKENDS = ("triton", "flash", "reference")
 MAX_LORA_RANK = 512
 SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see layers/module_swaps.py

@@ -16,6 +16,7 @@ from textmill_shard.options import (
     DEFAULT_STEP_TOKENS,
     DEVICE_SWAPS,
     DTYPES,
+    KV_CACHE_DTYPES,
     MAX_LORA_RANK,
     POOLINGS,
     SWAPS,
@@ -83,7 +84,13 @@ class ServeSettings:
     num_replicas: int = option(integer(1), "copies of the model that share this machine", 1)
     master_addr: str = option(text, "address where the ranks meet", "127.0.0.1")
     master_port: int | None = option(integer(1), "port where the ranks meet, needed with more than one")
-    dtype: str = option(choice(*DTYPES), "type of weights and KV (auto: rows on a CPU in float32)", "auto")
+    dtype: str = option(choice(*DTYPES), "type of the weights (auto: rows on a CPU in float32)", "auto")
+    kv_cache_dtype: str = option(
+        choice(*KV_CACHE_DTYPES),
+        "type of keys and values (auto: that of the weights); fp8_e4m3fn takes half of the memory and needs compute "
+        "capability 8.9, fp8_e5m2 is less exact",
+        "auto",
+    )
     device: str = option(
         device_name,
         "auto, cpu, cuda or cuda:N; cuda is the GPU of this shard's number, auto that when torch sees a GPU, else cpu",
@@ -257,6 +264,11 @@ def _check_together(settings: ServeSettings) -> None:
         raise SettingsError(
             f"--world-size is {settings.world_size}, with --task {settings.task} it is 1: give each GPU a copy of the "
             "model instead (--num-replicas of the launcher)"
+        )
+    if settings.computes_rows and settings.kv_cache_dtype != "auto":
+        raise SettingsError(
+            f"--kv-cache-dtype is {settings.kv_cache_dtype}, and --task {settings.task} keeps no keys and values: "
+            "leave the flag out"
         )
     if settings.local_rank >= settings.local_world_size:
         raise SettingsError(

@@ -13,6 +13,8 @@ from typing import Any, Self
 import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.model.kv_scales import KvScales
+from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.interface import Activation, PagedIndices, TileMap
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -293,8 +295,10 @@ class ShapeKernels:
         *,
         places_T: torch.Tensor,
         tables: RotaryTables | None,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         given = () if tables is None else (tables.cosines_TP, tables.sines_TP)
+        given += () if scales is None else (scales.keys_K, scales.values_K)
         self._launch("write_kv", query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T, *given)
         return query_THD if tables is None else torch.empty_like(query_THD)
 
@@ -306,11 +310,13 @@ class ShapeKernels:
         indices: PagedIndices,
         tiles: TileMap,
         rule: AttentionRule,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         self._launch(
             "paged_attention",
             *(query_THD, key_pool, value_pool, tiles.sequences, rule.sinks_H, rule.slopes_H),
             *(indices.query_starts, indices.context_lens_R, indices.block_tables_RB),
+            *(() if scales is None else (scales.keys_K, scales.values_K)),
         )
         return query_THD.new_empty(*query_THD.shape[:2], value_pool.shape[3])
 
@@ -328,9 +334,26 @@ class ShapeKernels:
         self._launch("gate_up", gate_TI, up_TI)
         return gate_TI.new_empty(gate_TI.shape)
 
-    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan:
-        self._launch("scan_parts", scores_NV)
-        self._launch("merge_parts", scores_NV)
-        best_N = torch.empty(len(scores_NV), dtype=torch.int64, device=scores_NV.device)
-        not_finite_N = torch.empty(len(scores_NV), dtype=torch.bool, device=scores_NV.device)
-        return RowScan(best_N=best_N, not_finite_N=not_finite_N, log_mass_N=scores_NV.new_empty(len(scores_NV)))
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
+        given = [
+            change
+            for change in (getattr(changes, field.name) for field in dataclasses.fields(changes))
+            if change is not None
+        ]
+        tensors = [value for change in given for value in _tensors_of(change)]
+        self._launch("scan_parts", logits_NV, *tensors)
+        self._launch("merge_parts", logits_NV)
+        num_rows = len(logits_NV)
+        best_N = torch.empty(num_rows, dtype=torch.int64, device=logits_NV.device)
+        not_finite_N = torch.empty(num_rows, dtype=torch.bool, device=logits_NV.device)
+        return FirstPass(
+            scores_NV=logits_NV.new_empty(logits_NV.shape) if changes.changes_scores else logits_NV,
+            scan=RowScan(best_N=best_N, not_finite_N=not_finite_N, log_mass_N=logits_NV.new_empty(num_rows)),
+            best_N=best_N,
+            tempered_mass_N=None if changes.temperatures is None else logits_NV.new_empty(num_rows),
+        )
+
+
+def _tensors_of(change: Any) -> list[torch.Tensor]:
+    values = [getattr(change, field.name) for field in dataclasses.fields(change)]
+    return [tensor for value in values for tensor in ([value] if torch.is_tensor(value) else _tensors_of(value))]

@@ -385,6 +385,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             media_kinds=options.media_kinds,
             media_cache_bytes=options.media_cache_bytes if options.media_kinds else 0,
             media_row_bytes=options.media_row_bytes if options.media_kinds else 0,
+            kv_dtype="fp8_e4m3fn",
         )
         for name, value in self._info_changes.items():
             if isinstance(value, list):

@@ -5,21 +5,24 @@ The interpreter computes on the CPU, and is exact in fp32. `tests/conftest.py` s
 
 # T tokens, R sequences, H query heads, K key/value heads, D key width, E value width
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.attention.reference import ReferenceAttention
+from textmill_shard.model.kv_scales import KvScales, store
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.triton_kernels.interface import DeviceKernels, PagedIndices
 from textmill_shard.triton_kernels.tile_map import map_tiles
 from textmill_shard.triton_kernels.tiles import Tile
+from textmill_shard.triton_kernels.variants import Stored
 
 from tests.fakes.native_cases import Piece
 
 H100_MULTIPROCESSORS = 132
+STORED_TYPES: Mapping[Stored, torch.dtype] = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
 # Decode rows and chunks with contexts on both sides of the borders of blocks and tiles, and rows without a query.
 DECODES = (Piece(0, 1), Piece(15, 1), Piece(63, 1), Piece(20, 0), Piece(64, 1), Piece(0, 0), Piece(130, 1))
 MIXED = (*DECODES, Piece(0, 35), Piece(40, 0), Piece(61, 7), Piece(120, 20), Piece(5, 2))
@@ -52,8 +55,12 @@ def run_attention(
     pieces: Sequence[Piece] = MIXED,
     num_multiprocessors: int = 1,
     num_padding: int = 0,
+    stored: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the results of the kernel and of the reference, each `[T, H, E]`, in fp32."""
+    """Return the results of the kernel and of the reference, each `[T, H, E]`, in fp32.
+
+    With `stored`, keys and values are kept in this type of 8 bits.
+    """
     generator = torch.Generator().manual_seed(7)
     lens = [piece.before + piece.count for piece in pieces]
     num_blocks = [-(-length // shape.block_size) for length in lens]
@@ -79,13 +86,20 @@ def run_attention(
             places = table[positions // shape.block_size] * shape.block_size + positions % shape.block_size
             pool.flatten(0, 1)[places] = torch.randn(length, shape.num_kv_heads, dim, generator=generator)
         pools.append(pool)
+    scales = None
+    if stored is not None:
+        powers_K = torch.exp2(torch.arange(-3.0, shape.num_kv_heads - 3))  # another scale for each head
+        scales = KvScales(keys_K=powers_K, values_K=powers_K / 4)
+        pools = [store(pools[0], scales.keys_K, stored), store(pools[1], scales.values_K, stored)]
     num_tokens, num_heads = len(batch.input_ids_T), shape.group * shape.num_kv_heads
     # The queries of a fused projection lie beside keys and values, and the heads come before the tokens.
     query_THD = torch.randn(num_heads, num_tokens, shape.key_dim + 3, generator=generator)[..., 3:].transpose(0, 1)
-    expected_THE = ReferenceAttention().prepare(batch, block_size=shape.block_size).attend(query_THD, *pools, rule)
+    expected_THE = (
+        ReferenceAttention().prepare(batch, block_size=shape.block_size).attend(query_THD, *pools, rule, scales)
+    )
     indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB, batch.span_ends_T)
     tiles = map_tiles(batch.query_starts, tile, group=shape.group, num_tokens=num_tokens)
-    out_THE = interpreted_kernels(num_multiprocessors).attention(query_THD, *pools, indices, tiles, rule)
+    out_THE = interpreted_kernels(num_multiprocessors).attention(query_THD, *pools, indices, tiles, rule, scales)
     return out_THE, expected_THE
 
 

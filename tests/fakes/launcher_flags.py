@@ -18,6 +18,7 @@ GOOD_VALUES = {
     "num_shard": ("2", 2),
     "num_replicas": ("3", 3),
     "dtype": ("bfloat16", "bfloat16"),
+    "kv_cache_dtype": ("fp8_e5m2", "fp8_e5m2"),
     "device": ("cpu", "cpu"),
     "kv_cache_bytes": ("1048576", 1_048_576),
     "memory_fraction": ("0.5", 0.5),

@@ -9,7 +9,9 @@ import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.attention.reference import ReferenceAttention
-from textmill_shard.model.forward_batch import ForwardBatch, RowScan
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.kv_scales import KvScales
+from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.sampling.row_scan import TorchRowScanner
 from textmill_shard.triton_kernels.interface import Activation, DeviceKernels, PagedIndices, TileMap
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
@@ -29,8 +31,9 @@ class PlainKernels:
         *,
         places_T: torch.Tensor,
         tables: RotaryTables | None,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
-        return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T, tables)
+        return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T, tables, scales)
 
     def attention(
         self,
@@ -40,6 +43,7 @@ class PlainKernels:
         indices: PagedIndices,
         tiles: TileMap,
         rule: AttentionRule,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         num_tokens = query_THD.shape[0]
         nothing = torch.zeros(num_tokens, dtype=torch.int64)
@@ -56,7 +60,7 @@ class PlainKernels:
             span_ends_T=indices.span_ends_T,
         )
         step = ReferenceAttention().prepare(batch, block_size=key_pool.shape[1])
-        return step.attend(query_THD, key_pool, value_pool, rule)
+        return step.attend(query_THD, key_pool, value_pool, rule, scales)
 
     def rms_norm(self, x: torch.Tensor, factor_I: torch.Tensor, epsilon: float) -> torch.Tensor:
         return rms_norm_plainly(x, factor_I, epsilon)
@@ -69,8 +73,8 @@ class PlainKernels:
     def gate_up(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Activation) -> torch.Tensor:
         return gate_up_plainly(gate_TI, up_TI, activation)
 
-    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan:
-        return TorchRowScanner().scan(scores_NV, wants_mass=True)
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
+        return TorchRowScanner().first_pass(logits_NV, changes)
 
 
 def load_by(monkeypatch: pytest.MonkeyPatch, kernels: DeviceKernels) -> None:

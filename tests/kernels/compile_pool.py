@@ -17,6 +17,7 @@ from textmill_shard.triton_kernels.variants import COMPILE_OPTIONS, VARIANTS
 from tests.kernels.compile_variant import DEVICE_FOLDER, KERNEL_FILES, Job, Usage
 
 COMPILE_LIMIT_S = 900
+JOBS_KEPT = 24  # compiled variants that are remembered together, so that little is lost when a run is cut off
 _CHILD = Path(__file__).with_name("compile_variant.py")
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -35,8 +36,9 @@ def compile_remembered(jobs: Sequence[Job], *, num_processes: int, memory: Path)
     known = {job: memory / f"{source_digest(job)}.json" for job in jobs}
     missing = [job for job, file in known.items() if not file.exists()]
     memory.mkdir(parents=True, exist_ok=True)
-    for usage in compile_all(missing, num_processes=num_processes):
-        known[usage.variant, usage.target].write_text(json.dumps(asdict(usage)))
+    for start in range(0, len(missing), JOBS_KEPT):
+        for usage in compile_all(missing[start : start + JOBS_KEPT], num_processes=num_processes):
+            known[usage.variant, usage.target].write_text(json.dumps(asdict(usage)))
     return [Usage(**{**json.loads(file.read_text()), "variant": job[0]}) for job, file in known.items()]
 
 

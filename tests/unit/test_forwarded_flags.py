@@ -14,6 +14,7 @@ from textmill_launcher.child_arguments import (
 from textmill_launcher.options import (
     ATTENTION_BACKENDS,
     DTYPES,
+    KV_CACHE_DTYPES,
     METRICS_ALIASES,
     POOLINGS,
     REASONING_FORMATS,
@@ -32,6 +33,7 @@ from textmill_router.settings import load_settings as load_router_settings
 from textmill_shard.options import ATTENTION_BACKENDS as SHARD_ATTENTION_BACKENDS
 from textmill_shard.options import DEVICE_SWAPS, SWAPS
 from textmill_shard.options import DTYPES as SHARD_DTYPES
+from textmill_shard.options import KV_CACHE_DTYPES as SHARD_KV_CACHE_DTYPES
 from textmill_shard.options import POOLINGS as SHARD_POOLINGS
 from textmill_shard.settings import load_settings as load_shard_settings
 
@@ -146,6 +148,7 @@ def test_words_that_the_launcher_takes_are_those_of_its_children() -> None:
     assert list(V1_ERROR_STYLES) == list(V1_ERRORS)
     assert DTYPES == SHARD_DTYPES
     assert ATTENTION_BACKENDS == SHARD_ATTENTION_BACKENDS
+    assert KV_CACHE_DTYPES == SHARD_KV_CACHE_DTYPES
     assert METRICS_ALIASES == ROUTER_METRICS_ALIASES
     assert TASK_SHAPES == ROUTER_TASK_SHAPES
     assert POOLINGS == SHARD_POOLINGS

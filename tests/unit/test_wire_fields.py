@@ -82,6 +82,7 @@ FACTS = ShardFacts(
     media_row_bytes=7168,
     uncut_spans=True,
     uncut_prompts=True,
+    kv_dtype="fp8_e4m3fn",
 )
 
 

@@ -61,13 +61,22 @@ SAMPLINGS = (
 )
 
 
-def load_on(gpu: FakeGpu, folder: Path, monkeypatch: pytest.MonkeyPatch, *, dtype: str = "bfloat16") -> ModelRunner:
+def load_on(
+    gpu: FakeGpu,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    dtype: str = "bfloat16",
+    kv_type: str = "auto",
+) -> ModelRunner:
     """Load the model on the CPU, and move it to the GPU without values, in bfloat16."""
     kernels = Switch(PlainKernels())
     load_by(monkeypatch, kernels)
     # transformers asks torch for the capability of the GPU, to choose how it multiplies by the weights of experts.
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    options = LoadOptions(model_dir=folder, dtype=dtype, block_size=BLOCK_SIZE, num_slots=NUM_SLOTS)
+    options = LoadOptions(
+        model_dir=folder, dtype=dtype, block_size=BLOCK_SIZE, num_slots=NUM_SLOTS, kv_cache_dtype=kv_type
+    )
     runner = load_model(options, lambda phase, share: None)
     for module in runner.modules():
         for parameter in module.parameters(recurse=False):
@@ -211,10 +220,41 @@ LAYER = 4 + 2 + 1 + 2
 AROUND = 29
 
 
-def test_launches_and_copies_of_a_decode_step_of_32_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# What penalties and a bias of all rows add to a step: the first pass reads them with the scores, and each sampled id is
+# taken into the lists of the repetition penalty and into those of the other two, with the counts.
+LISTS = 25
+# What draws with top-p add: the states and limits of the rows, the candidates and their noise, and the choice.
+DRAWS = 341
+
+
+@pytest.mark.parametrize(
+    ("sampling", "more"),
+    [
+        (SamplingParams(repetition_penalty=1.2, frequency_penalty=0.5, logit_bias=((5, 1.0),)), LISTS),
+        (SamplingParams(do_sample=True, temperature=0.7, top_p=0.9, seed=3), DRAWS),
+    ],
+    ids=["penalties and bias", "top-p"],
+)
+def test_launches_that_sampling_adds(
+    sampling: SamplingParams, more: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu()
+    make_tiny_llama(tmp_path, layers=1)
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32")
+    plain = run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS)[-1]
+    found = run_steps(gpu, runner, (sampling,) * NUM_SLOTS)[-1]
+    assert found["scan_parts"] == found["merge_parts"] == 1
+    assert found["copy to the GPU"] == 1
+    assert found.total() - plain.total() == more, found - plain
+
+
+@pytest.mark.parametrize("kv_type", ["auto", "fp8_e4m3fn"])
+def test_launches_and_copies_of_a_decode_step_of_32_layers(
+    kv_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu = FakeGpu()
     make_tiny_llama(tmp_path, layers=NUM_LAYERS)
-    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32")
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32", kv_type=kv_type)
     counts = run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS)[-1]
     assert counts["copy to the GPU"] == 1
     assert counts["copy to the host"] == 0

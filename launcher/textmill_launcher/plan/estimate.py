@@ -69,14 +69,18 @@ def estimate(
     max_step_tokens: int,
     media_cache_bytes: int | None = None,
     text_only: bool = False,
+    kv_element_bytes: int | None = None,
 ) -> RankNeeds:
-    """Return what the first of `num_shard` ranks takes."""
+    """Return what the first of `num_shard` ranks takes.
+
+    A number of keys and values takes `kv_element_bytes`, or as many bytes as one of the weights.
+    """
     tower: list[TensorHeader] = []
     if shape.takes_images:
         tensors, tower = split_tower(tensors)
     element_bytes = ELEMENT_BYTES[dtype]
     is_native = device == "cpu" and dtype in NATIVE_DTYPES
-    runs_natively = is_native and num_shard == 1 and shape.model_type in NATIVE_TYPES
+    runs_natively = is_native and kv_element_bytes is None and num_shard == 1 and shape.model_type in NATIVE_TYPES
     measured = PEAKS.get(shape.model_type, {}).get(dtype) if device == "cpu" else None
     peak = NATIVE_PEAKS[dtype] if runs_natively else measured or USUAL_PEAKS[dtype]
     trial = min(max_step_tokens, MAX_TRIAL_TOKENS) if device == "cpu" else max_step_tokens
@@ -95,7 +99,7 @@ def estimate(
             num_shard=num_shard,
             packs_head=is_native and not runs_natively,
         ),
-        kv_bytes_per_token=shape.kv_elements_of_rank(num_shard) * element_bytes,
+        kv_bytes_per_token=shape.kv_elements_of_rank(num_shard) * (kv_element_bytes or element_bytes),
         state_bytes=(shape.state_elements_per_slot or 0) * (num_slots + 1) * element_bytes,
         step_bytes=int(num_tokens * step_elements * element_bytes) + logits_bytes,
         tower_bytes=tower_bytes,

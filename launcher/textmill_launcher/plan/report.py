@@ -78,6 +78,7 @@ def make_plan(
             max_step_tokens=wish.max_step_tokens,
             media_cache_bytes=settings.media_cache_bytes,
             text_only=settings.text_only,
+            kv_element_bytes=_kv_element_bytes(settings),
         )
 
     def fit_with(num_ranks: int) -> Fit:
@@ -130,8 +131,17 @@ def _adapter_flags(settings: Settings) -> tuple[str, ...]:
 
 
 def _given_memory(settings: Settings) -> tuple[str, ...]:
-    values = {"--memory-fraction": settings.memory_fraction, "--kv-cache-bytes": settings.kv_cache_bytes}
+    values = {
+        "--memory-fraction": settings.memory_fraction,
+        "--kv-cache-bytes": settings.kv_cache_bytes,
+        "--kv-cache-dtype": settings.kv_cache_dtype,
+    }
     return tuple(word for flag, value in values.items() if value is not None for word in (flag, str(value)))
+
+
+def _kv_element_bytes(settings: Settings) -> int | None:
+    """Return the bytes of a number of keys and values, None for as many as those of the weights."""
+    return None if settings.kv_cache_dtype in (None, "auto") else 1
 
 
 def _device(settings: Settings) -> str:

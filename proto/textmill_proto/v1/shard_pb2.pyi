@@ -246,6 +246,7 @@ class ShardInfo(_message.Message):
     MAX_ADAPTER_RANK_FIELD_NUMBER: _builtins.int
     ADAPTER_DIGESTS_FIELD_NUMBER: _builtins.int
     UNCUT_PROMPTS_FIELD_NUMBER: _builtins.int
+    KV_DTYPE_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """version number; router and shard must have the same one"""
     model_id: _builtins.str
@@ -298,6 +299,8 @@ class ShardInfo(_message.Message):
     """largest rank of an adapter that the shard loads"""
     uncut_prompts: _builtins.bool
     """the tokens of a prompt see one another, so a step computes a prompt whole (rule 16)"""
+    kv_dtype: _builtins.str
+    """type of keys and values, e.g. "bfloat16" or "fp8_e4m3fn"; empty = they have none"""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token ids that end a request unless ignore_eos is set"""
@@ -352,10 +355,11 @@ class ShardInfo(_message.Message):
         max_adapter_rank: _builtins.int = ...,
         adapter_digests: _abc.Iterable[_builtins.bytes] | None = ...,
         uncut_prompts: _builtins.bool = ...,
+        kv_dtype: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "adapter_digests", b"adapter_digests", "block_size", b"block_size", "decoder_prompt_ids", b"decoder_prompt_ids", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "layout", b"layout", "max_adapter_rank", b"max_adapter_rank", "max_encoder_tokens", b"max_encoder_tokens", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "media_cache_bytes", b"media_cache_bytes", "media_kinds", b"media_kinds", "media_row_bytes", b"media_row_bytes", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "uncut_prompts", b"uncut_prompts", "uncut_spans", b"uncut_spans", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "adapter_digests", b"adapter_digests", "block_size", b"block_size", "decoder_prompt_ids", b"decoder_prompt_ids", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "kv_dtype", b"kv_dtype", "layout", b"layout", "max_adapter_rank", b"max_adapter_rank", "max_encoder_tokens", b"max_encoder_tokens", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "media_cache_bytes", b"media_cache_bytes", "media_kinds", b"media_kinds", "media_row_bytes", b"media_row_bytes", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "uncut_prompts", b"uncut_prompts", "uncut_spans", b"uncut_spans", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

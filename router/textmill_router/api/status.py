@@ -126,6 +126,7 @@ class InfoRoute:
             ],
             media_kinds=list(facts.media_kinds),
             media_cache_bytes=facts.media_cache_bytes,
+            kv_cache_dtype=facts.kv_dtype or None,
         )
 
 

@@ -41,6 +41,7 @@ class ShardFacts:
     media_row_bytes: int = 0
     uncut_spans: bool = False
     uncut_prompts: bool = False
+    kv_dtype: str = ""
 
     @property
     def has_encoder(self) -> bool:
@@ -94,6 +95,7 @@ def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
         media_row_bytes=info.media_row_bytes,
         uncut_spans=info.uncut_spans,
         uncut_prompts=info.uncut_prompts,
+        kv_dtype=info.kv_dtype,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import LayerKvSpec
+from textmill_shard.model.kv_scales import KvScales
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,22 @@ class AttentionStep(Protocol):
         key_pool: torch.Tensor,
         value_pool: torch.Tensor,
         tables: RotaryTables | None,
+        scales: KvScales | None,
     ) -> torch.Tensor:
         """Write the step's keys and values to their places in the pools, and return the queries `[T, H, D]`.
 
-        With tables, queries and keys come as they were before their turn, and are turned first.
+        With tables, queries and keys come as they were before their turn, and are turned first. Pools of 8 bits have
+        scales.
         """
         ...
 
     def attend(
-        self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
+        self,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        rule: AttentionRule,
+        scales: KvScales | None,
     ) -> torch.Tensor:
         """Return the attended values `[T, H, E]` of one layer.
 

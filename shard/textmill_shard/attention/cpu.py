@@ -14,6 +14,7 @@ from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.errors import BackendRefused
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import LayerKvSpec
+from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.native.kernels import Kernels
 
 
@@ -36,12 +37,19 @@ class CpuStep:
         key_pool: torch.Tensor,
         value_pool: torch.Tensor,
         tables: RotaryTables | None,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, self.kv_places_T, tables)
 
     def attend(
-        self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
+        self,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        rule: AttentionRule,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
+        assert scales is None, "the native kernel reads no numbers of 8 bits"
         out_THE = self.kernels.attention(
             query_THD.to(key_pool.dtype),
             key_pool,

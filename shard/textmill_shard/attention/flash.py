@@ -19,6 +19,7 @@ from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.errors import BackendRefused
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import LayerKvSpec
+from textmill_shard.model.kv_scales import KvScales
 
 MAX_HEAD_DIM = 256
 BLOCK_SIZES_OF_2 = 256  # FlashAttention 2 reads blocks of a multiple of this many tokens
@@ -57,12 +58,19 @@ class FlashStep:
         key_pool: torch.Tensor,
         value_pool: torch.Tensor,
         tables: RotaryTables | None,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, self.kv_places_T, tables)
 
     def attend(
-        self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
+        self,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        rule: AttentionRule,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
+        assert scales is None, "pools of 8 bits are refused at the start"
         return self.call(self, query_THD.to(key_pool.dtype), key_pool, value_pool, rule)
 
 

@@ -5,6 +5,7 @@
 import torch
 
 from textmill_shard.attention.base import RotaryTables
+from textmill_shard.model.kv_scales import KvScales, store
 
 
 def write_plainly(
@@ -15,15 +16,24 @@ def write_plainly(
     value_pool: torch.Tensor,
     places_T: torch.Tensor,
     tables: RotaryTables | None,
+    scales: KvScales | None = None,
 ) -> torch.Tensor:
     """Write keys and values into the pools `[blocks, block_size, K, D or E]`, and return the queries `[T, H, D]`.
 
-    Queries and keys are turned by the tables, if there are any.
+    Queries and keys are turned by the tables, if there are any. Pools of 8 bits have scales.
     """
     if tables is not None:
         query_THD, key_TKD = turn(query_THD, tables), turn(key_TKD, tables)
-    key_pool.flatten(0, 1).index_copy_(0, places_T, key_TKD.to(key_pool.dtype))
-    value_pool.flatten(0, 1).index_copy_(0, places_T, value_TKE.to(value_pool.dtype))
+    if scales is None:
+        key_pool.flatten(0, 1).index_copy_(0, places_T, key_TKD.to(key_pool.dtype))
+        value_pool.flatten(0, 1).index_copy_(0, places_T, value_TKE.to(value_pool.dtype))
+        return query_THD
+    for pool, stored in (
+        (key_pool, store(key_TKD, scales.keys_K, key_pool.dtype)),
+        (value_pool, store(value_TKE, scales.values_K, value_pool.dtype)),
+    ):
+        # torch copies no rows of 8-bit numbers with a point, and their bytes are copied as well.
+        pool.view(torch.uint8).flatten(0, 1).index_copy_(0, places_T, stored.view(torch.uint8))
     return query_THD
 
 

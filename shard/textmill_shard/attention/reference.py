@@ -16,6 +16,7 @@ from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import LayerKvSpec
+from textmill_shard.model.kv_scales import KvScales, restore
 
 # A longer chunk is attended in pieces, because a mask has queries x context elements.
 MAX_PIECE_QUERIES = 256
@@ -61,22 +62,30 @@ class ReferenceStep:
         key_pool: torch.Tensor,
         value_pool: torch.Tensor,
         tables: RotaryTables | None,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
-        return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, self.kv_places_T, tables)
+        return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, self.kv_places_T, tables, scales)
 
     def attend(
-        self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
+        self,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        rule: AttentionRule,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         num_heads, num_kv_heads = query_THD.shape[1], key_pool.shape[2]
         out_shape = (self.num_tokens, num_heads, value_pool.shape[3])
         out_THE = query_THD.new_empty(out_shape) if self.is_whole else query_THD.new_zeros(out_shape)
+        key_scales_K = None if scales is None else scales.keys_K
+        value_scales_K = None if scales is None else scales.values_K
 
         if self.decode is not None:
             rows = self.decode
             # The query heads that share a key head stand on the query axis, so that no key and no value is repeated.
             query_RKGD = _group(query_THD[rows.token_rows_R], num_kv_heads)
-            key_RKCD = _gather(key_pool, rows.block_tables_RB, rows.stale)
-            value_RKCE = _gather(value_pool, rows.block_tables_RB, rows.stale)
+            key_RKCD = _gather(key_pool, rows.block_tables_RB, rows.stale, key_scales_K, query_THD.dtype)
+            value_RKCE = _gather(value_pool, rows.block_tables_RB, rows.stale, value_scales_K, query_THD.dtype)
             mask_R11C = _may_see(rows.positions_R1, key_RKCD.shape[2], rule, rows.positions_R1)[:, None, None, :]
             sinks_KG1 = _sinks(rule, num_kv_heads, num_queries=1)
             losses = _losses(rows.positions_R1.unsqueeze(2), key_RKCD.shape[2], rule, num_kv_heads)
@@ -89,8 +98,8 @@ class ReferenceStep:
             query_1KQD = (
                 query_QKGD.permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)
             )  # Q counts the queries of the first of the G heads, then those of the next
-            key_1KCD = _gather(key_pool, piece.block_table_1B, piece.stale)
-            value_1KCE = _gather(value_pool, piece.block_table_1B, piece.stale)
+            key_1KCD = _gather(key_pool, piece.block_table_1B, piece.stale, key_scales_K, query_THD.dtype)
+            value_1KCE = _gather(value_pool, piece.block_table_1B, piece.stale, value_scales_K, query_THD.dtype)
             last_seen_Q1 = piece.last_seen_Q1 if rule.sees_spans else piece.positions_Q1
             mask_QC = _may_see(piece.positions_Q1, key_1KCD.shape[2], rule, last_seen_Q1)
             mask_QC = mask_QC.repeat(num_heads // num_kv_heads, 1)
@@ -171,9 +180,20 @@ def _group(query_QHD: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
     return query_QHD.reshape(num_queries, num_kv_heads, num_heads // num_kv_heads, key_dim)
 
 
-def _gather(pool: torch.Tensor, block_tables_RB: torch.Tensor, stale: torch.Tensor) -> torch.Tensor:
-    """Return `[R, K, C, dim]` from the pool `[blocks, block_size, K, dim]`, with zeros at the stale places."""
+def _gather(
+    pool: torch.Tensor,
+    block_tables_RB: torch.Tensor,
+    stale: torch.Tensor,
+    scales_K: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return `[R, K, C, dim]` from the pool `[blocks, block_size, K, dim]`, with zeros at the stale places.
+
+    With scales, the pool has 8 bits and the result `dtype`.
+    """
     gathered = pool.flatten(1).index_select(0, block_tables_RB.flatten())
+    if scales_K is not None:
+        gathered = restore(gathered.view(-1, *pool.shape[2:]), scales_K, dtype)
     # An earlier owner of a block may have left NaN there, and a weight of zero times NaN is NaN.
     gathered.view(-1, pool.shape[2] * pool.shape[3]).index_fill_(0, stale, 0.0)
     num_sequences, num_blocks = block_tables_RB.shape

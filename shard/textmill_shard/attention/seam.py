@@ -54,8 +54,9 @@ class PagedLayer:
         key_pool, value_pool = pool.keys[self.index], pool.values[self.index]
         tables = None if self.turn is None else self.turn.take(query, key)
         query_THD, key_TKD, value_TKE = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-        query_THD = attention.write(query_THD, key_TKD, value_TKE, key_pool, value_pool, tables)
-        out_THE = attention.attend(query_THD, key_pool, value_pool, self.rule)
+        scales = pool.scales[self.index]
+        query_THD = attention.write(query_THD, key_TKD, value_TKE, key_pool, value_pool, tables, scales)
+        out_THE = attention.attend(query_THD, key_pool, value_pool, self.rule, scales)
         return out_THE.view(query.shape[0], query.shape[2], *out_THE.shape[1:])
 
 

@@ -19,6 +19,7 @@ class LoadOptions:
     num_threads: int = 1  # of the native kernels
     num_slots: int = 8  # requests that can run at once; layers with a state keep a row per slot
     attention_backend: str | None = None  # one of options.ATTENTION_BACKENDS; None: the device decides
+    kv_cache_dtype: str = "auto"  # one of options.KV_CACHE_DTYPES
     native_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
     trust_remote_code: bool = False  # run modelling code that lies in the folder
     allow_pickle: bool = False  # read *.bin where there are no safetensors

@@ -17,6 +17,7 @@ from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
 from textmill_shard.layouts.rope_tables import find_rope_border, fix_dynamic_tables, longest_dynamic_total
 from textmill_shard.loader.adapter_targets import find_targets
 from textmill_shard.loader.encoder_facts import find_encoder_facts, reads_with_encoder
+from textmill_shard.loader.kv_type import use_kv_type
 from textmill_shard.loader.layout_choice import Choice, choose_layout
 from textmill_shard.loader.load_options import LoadOptions, OnProgress
 from textmill_shard.loader.model_config import auto_class_of, check_divisible, max_model_tokens, pick_dtype, read_config
@@ -49,6 +50,7 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
         dtype=source.dtype,
         block_size=options.block_size,
         kernels=kernels,
+        kv_type=options.kv_cache_dtype,
     )
     choice = choose_layout(
         ENCODER_ATTEMPTS if reads_with_encoder(source.config) else DECODER_ATTEMPTS,
@@ -80,6 +82,7 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
     end_ids.log_others(runner.facts.vocab_size)
     warn_of_suppressed(source.folder)
     runner.facts = replace(runner.facts, can_project=can_project(runner, texts=choice.filled.texts))
+    use_kv_type(options.kv_cache_dtype, runner)
     trim_heap()
     on_progress("warmup", 1.0)
     _log_loaded(choice, kernels, attention.name, load_s=time.monotonic() - started)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from textmill_shard.model.kv_scales import KvScales
+
 UNBOUNDED_TOKENS = 1 << 16  # longest request of a model whose positions have no end and take no memory
 
 
@@ -24,7 +26,8 @@ class LayerKvSpec:
 class KvPool:
     """Keys and values per layer, each `[num_blocks + 1, block_size, local kv heads, dim]`.
 
-    The last block is the scratch block, whose contents nobody reads.
+    The last block is the scratch block, whose contents nobody reads. `scales` has an entry per layer where the numbers
+    have 8 bits, else None entries.
     """
 
     def __init__(
@@ -35,7 +38,9 @@ class KvPool:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        scales: Sequence[KvScales] | None = None,
     ) -> None:
+        self.scales: tuple[KvScales | None, ...] = (None,) * len(specs) if scales is None else tuple(scales)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.device = device

@@ -13,9 +13,11 @@ from torch import nn
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets
 from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder
-from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, RowScan
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS, KvPool, LayerKvSpec, kv_bytes_per_block
+from textmill_shard.model.kv_scales import KV_TYPES, KvScales
 from textmill_shard.model.media import MediaFacts, MediaRows, MediaTower, RopePositions, TokenSpan
+from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.native.kernels import Kernels
 
 log = logging.getLogger(__name__)
@@ -60,9 +62,9 @@ class StepDecoder(Protocol):
 
 
 class RowScans(Protocol):
-    """Kernels that scan rows of scores on a GPU (`triton_kernels/interface.py`)."""
+    """Kernels that read rows of scores on a GPU (`triton_kernels/interface.py`)."""
 
-    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan: ...
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass: ...
 
 
 class ModelRunner:
@@ -99,8 +101,24 @@ class ModelRunner:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._model = model
         self._decoder = decoder
+        self._kv_dtype: torch.dtype | None = None  # None: that of the model
+        self._kv_scales: Sequence[KvScales] | None = None
         self._pool: KvPool | None = None
         self._graphs: DecodeGraphs | None = None
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """The type of keys and values."""
+        return self._kv_dtype or self.dtype
+
+    @property
+    def kv_type(self) -> str:
+        """The name of that type: a word of `--kv-cache-dtype`, or the model's dtype."""
+        return next((name for name, dtype in KV_TYPES.items() if dtype is self._kv_dtype), self.facts.dtype)
+
+    def use_kv_type(self, dtype: torch.dtype, scales: Sequence[KvScales]) -> None:
+        """Let the pools that are made from now on keep 8 bits, with the scales of each layer."""
+        self._kv_dtype, self._kv_scales = dtype, scales
 
     @property
     def kv_pool(self) -> KvPool | None:
@@ -116,7 +134,7 @@ class ModelRunner:
 
     def kv_bytes_per_block(self) -> int:
         """Return the bytes of keys and values that one block takes over all layers of this rank."""
-        return kv_bytes_per_block(self.facts.kv_specs, block_size=self.facts.block_size, dtype=self.dtype)
+        return kv_bytes_per_block(self.facts.kv_specs, block_size=self.facts.block_size, dtype=self.kv_dtype)
 
     def allocate_kv(self, num_blocks: int) -> None:
         """Make a new pool of `num_blocks` blocks and one scratch block. The contents of the pool before are lost."""
@@ -127,8 +145,9 @@ class ModelRunner:
             specs=self.facts.kv_specs,
             num_blocks=num_blocks,
             block_size=self.facts.block_size,
-            dtype=self.dtype,
+            dtype=self.kv_dtype,
             device=self.device,
+            scales=self._kv_scales,
         )
         self._decoder.bind(self._pool)
 

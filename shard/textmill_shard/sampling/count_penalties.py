@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textmill_shard.model.score_changes import CountChange
 from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.sampling.slot_lists import SlotLists
 from textmill_shard.sampling.stage import SlotText
@@ -41,6 +42,10 @@ class CountPenalties:
         # stand in the list too, with an amount of 0.
         places = (rows.rows_G.unsqueeze(-1).expand_as(ids_GE), ids_GE)
         scores_NV.index_put_(places, -amounts_GE, accumulate=True)
+
+    def change(self, slots_N: Tensor) -> CountChange:
+        """Return the change of `apply` for a first pass; `slots_N` (int64) has -1 for rows that do not ask."""
+        return CountChange(slots_N, self._output.lists(), self._counts.values_SE, self._presence_S, self._frequency_S)
 
     def append(self, rows: StageRows, tokens_G: Tensor) -> IdArray:
         places_G = self._output.append(rows, tokens_G)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textmill_shard.model.score_changes import Temperatures
 from textmill_shard.sampling import noise
 from textmill_shard.sampling.candidates import best_scores
 from textmill_shard.sampling.row_selection import StageRows
@@ -108,11 +109,23 @@ class Draw:
         """Move the positions of these rows on by one, because each of them has a new token."""
         self._positions_S[rows.slots_G] += 1
 
-    def choose(self, scores_SV: Tensor, rows: StageRows, mass_rows: StageRows | None) -> DrawnIds:
+    def temperatures(self, mass_rows: StageRows, slots_N: Tensor) -> Temperatures | None:
+        """Return what a first pass needs to find the totals of `mass_rows`; `slots_N` (int64) has -1 for other rows.
+
+        None where a row needs more than the normaliser, which a first pass does not find.
+        """
+        if self._wants_entropy_S[mass_rows.on_host.slots_G].any():
+            return None
+        return Temperatures(slots_N, self._temperatures_S1.squeeze(-1))
+
+    def choose(
+        self, scores_SV: Tensor, rows: StageRows, mass_rows: StageRows | None, log_mass_S: Tensor | None = None
+    ) -> DrawnIds:
         """Draw one id per row from the candidates. Waits for nothing on the device.
 
         `scores_SV` float32 may hold minus infinity for impossible ids. `mass_rows` are those of the rows whose
-        requests want the total of the whole row (`wants_row_mass`), or None where there is no such row.
+        requests want the total of the whole row (`wants_row_mass`), or None where there is no such row. `log_mass_S`
+        has these totals where a first pass has found them (`Temperatures`); other rows have any number.
         """
         vocab_size = scores_SV.shape[-1]
         num_candidates = min(self._width(rows), vocab_size)
@@ -122,7 +135,10 @@ class Draw:
         states = self._states(rows, mass_rows)
         limits = states.limits
         log_weights_SC = ((best_SC - highest_S1) / states.temperatures_S1).double()
-        totals = _row_totals(scores_SV, highest_S1, states, _places_of(mass_rows, rows))
+        if log_mass_S is not None:
+            totals = RowTotals(log_mass_R=log_mass_S.double(), entropy_R=torch.zeros_like(log_weights_SC[:, 0]))
+        else:
+            totals = _row_totals(scores_SV, highest_S1, states, _places_of(mass_rows, rows))
         kept_scores = truncate(log_weights_SC, limits, totals, is_whole=is_whole)
         noisy_SC = log_weights_SC + states.noise(ids_SC)
         noisy_SC = noisy_SC.masked_fill(~kept_scores.keep_RC, -torch.inf)

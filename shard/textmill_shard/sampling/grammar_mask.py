@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from textmill_shard.model.score_changes import MaskChange
 from textmill_shard.sampling.device_copy import to_device
 from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.sampling.stage import SlotText
@@ -53,6 +54,10 @@ class GrammarMask:
             scores_NV.masked_fill_(forbidden_GV, -torch.inf)
         else:
             scores_NV[rows.rows_G] = scores_NV[rows.rows_G].masked_fill_(forbidden_GV, -torch.inf)
+
+    def change(self, slots_N: Tensor) -> MaskChange | None:
+        """Return the change of `apply` for a first pass; `slots_N` (int64) has -1 for rows that do not ask."""
+        return None if self._forbidden_SV is None else MaskChange(slots_N, self._forbidden_SV)
 
     def append(self, rows: StageRows, tokens_G: Tensor) -> IdArray:
         return NO_IDS

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textmill_shard.model.score_changes import RepetitionChange
 from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.sampling.token_set import TokenSet
@@ -35,6 +36,10 @@ class RepetitionPenalty:
         penalties_G1 = self._penalties_S[rows.slots_G].unsqueeze(-1)
         scores_GE = scores_NV[rows_G1, ids_GE]
         scores_NV[rows_G1, ids_GE] = torch.where(scores_GE < 0, scores_GE * penalties_G1, scores_GE / penalties_G1)
+
+    def change(self, slots_N: Tensor) -> RepetitionChange:
+        """Return the change of `apply` for a first pass; `slots_N` (int64) has -1 for rows that do not ask."""
+        return RepetitionChange(slots_N, self._seen.lists(), self._penalties_S)
 
     def append(self, rows: StageRows, tokens_G: Tensor) -> IdArray:
         self._seen.append(rows, tokens_G)

@@ -3,8 +3,9 @@
 N rows, V vocabulary, S slots.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,21 +13,26 @@ import torch
 from torch import Tensor
 
 from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.model.score_changes import ScoreChanges, Temperatures
 from textmill_shard.sampling.allowed_ids import AllowedIds
 from textmill_shard.sampling.bad_sequences import BadSequences
+from textmill_shard.sampling.bias import Bias
+from textmill_shard.sampling.count_penalties import CountPenalties
 from textmill_shard.sampling.draw import Draw, DrawnIds
 from textmill_shard.sampling.grammar_mask import GrammarMask
 from textmill_shard.sampling.logprobs import TopDraft, TopTokens, chosen_logprobs, draft_top, finish_top
 from textmill_shard.sampling.repeated_ngrams import RepeatedNgrams
+from textmill_shard.sampling.repetition_penalty import RepetitionPenalty
 from textmill_shard.sampling.row_scan import RowScanner, TorchRowScanner
 from textmill_shard.sampling.row_selection import RowSelector, SelectedRows, Selection, StageRows, StepRows
-from textmill_shard.sampling.stage import SlotText
+from textmill_shard.sampling.stage import SlotText, Stage
 from textmill_shard.sampling.stage_order import build_stages
 from textmill_shard.sampling.watermark import DEFAULT_KEY, WatermarkKey
 from textmill_shard.slots.plan import IdArray
 from textmill_shard.slots.sampling_params import SamplingParams
 
 DEFAULT_NUM_CANDIDATES = 1024
+_AStage = TypeVar("_AStage")
 HostArray: TypeAlias = npt.NDArray[Any]
 
 
@@ -102,6 +108,15 @@ class Sampler:
         )
         num_stages = len(self._stages)
         self._mask_place = self._stages.index(self.grammar_mask)
+        # The stages of a first pass, in their order. The other stages change scores by themselves.
+        self._repetition, self._counts, self._bias = (
+            _stage_of(self._stages, RepetitionPenalty),
+            _stage_of(self._stages, CountPenalties),
+            _stage_of(self._stages, Bias),
+        )
+        first = (self._repetition, self._counts, self._bias, self.grammar_mask)
+        self._first_places = [self._stages.index(stage) for stage in first]
+        self._own_places = sorted(set(range(num_stages)) - set(self._first_places))
         self._limit_places = [
             place
             for place, stage in enumerate(self._stages)
@@ -156,11 +171,18 @@ class Sampler:
         """Launch the work of `sample` and wait for nothing. The caller reads `open_N` with the tokens."""
         top_rows, logprob_rows = rows[self._top_place], rows[self._logprob_place]
         wants_mass = top_rows is not None or logprob_rows is not None
-        if scan is None:
-            scan = self._scanner.scan(logits_NV, wants_mass=wants_mass)
-        scores_NV = self._apply_stages(logits_NV, rows)
-        drawn = self._draw_rows(scores_NV, rows)
-        best_N = self._best(scores_NV, rows, scan if scores_NV is logits_NV else None)
+        changes = self._changes(rows, len(logits_NV)) if scan is None and self._scanner.changes_rows else None
+        best_N: Tensor | None
+        if changes is not None:
+            first = self._scanner.first_pass(logits_NV, changes)
+            scan, scores_NV, best_N = first.scan, first.scores_NV, first.best_N
+            drawn = self._draw_rows(scores_NV, rows, first.tempered_mass_N)
+        else:
+            if scan is None:
+                scan = self._scanner.scan(logits_NV, wants_mass=wants_mass)
+            scores_NV = self._apply_stages(logits_NV, rows)
+            drawn = self._draw_rows(scores_NV, rows)
+            best_N = self._best(scores_NV, rows, scan if scores_NV is logits_NV else None)
         if drawn is not None:
             tokens_N = self._join(drawn.tokens_S, best_N, rows)
         else:
@@ -225,6 +247,31 @@ class Sampler:
         if draw_rows is not None:
             self._draw.append(draw_rows)
 
+    def _changes(self, rows: StepRows, num_rows: int) -> ScoreChanges | None:
+        """Return what a first pass changes. None: a row asks for a stage that no first pass knows."""
+        if any(rows[place] is not None for place in self._own_places):
+            return None
+
+        def slots_N(place: int) -> Tensor | None:
+            stage_rows = rows[place]
+            if stage_rows is None or stage_rows.on_host.is_all:
+                return None if stage_rows is None else stage_rows.slots_G
+            nobody_N = torch.full((num_rows,), -1, dtype=torch.int64, device=self.device)
+            return nobody_N.index_copy_(0, stage_rows.rows_G, stage_rows.slots_G)
+
+        seen_N, counted_N, biased_N, masked_N = (slots_N(place) for place in self._first_places)
+        mass_rows = rows[self._row_mass_place]
+        return ScoreChanges(
+            repetition=None if seen_N is None else self._repetition.change(seen_N),
+            counts=None if counted_N is None else self._counts.change(counted_N),
+            bias=None if biased_N is None else self._bias.change(biased_N),
+            mask=None if masked_N is None else self.grammar_mask.change(masked_N),
+            temperatures=self._temperatures(mass_rows, slots_N(self._row_mass_place)),
+        )
+
+    def _temperatures(self, mass_rows: StageRows | None, slots_N: Tensor | None) -> Temperatures | None:
+        return None if mass_rows is None or slots_N is None else self._draw.temperatures(mass_rows, slots_N)
+
     def _apply_stages(self, logits_NV: Tensor, rows: StepRows) -> Tensor:
         """Return scores [N, V] float32: `logits_NV` itself when no row asks for a stage, else a changed copy."""
         scores_NV = logits_NV
@@ -236,13 +283,15 @@ class Sampler:
                 stage.apply(scores_NV, stage_rows)
         return scores_NV
 
-    def _draw_rows(self, scores_NV: Tensor, rows: StepRows) -> DrawnIds | None:
+    def _draw_rows(self, scores_NV: Tensor, rows: StepRows, tempered_mass_N: Tensor | None = None) -> DrawnIds | None:
         """Draw the ids of the rows whose requests draw. None: no row draws."""
         draw_rows, mass_rows = rows[self._draw_place], rows[self._row_mass_place]
         if draw_rows is None:
             return None
-        scores_SV = scores_NV if draw_rows.on_host.is_all else scores_NV[draw_rows.rows_G]
-        return self._draw.choose(scores_SV, draw_rows, mass_rows)
+        if draw_rows.on_host.is_all:
+            return self._draw.choose(scores_NV, draw_rows, mass_rows, tempered_mass_N)
+        log_mass_S = None if tempered_mass_N is None else tempered_mass_N[draw_rows.rows_G]
+        return self._draw.choose(scores_NV[draw_rows.rows_G], draw_rows, mass_rows, log_mass_S)
 
     def _best(self, scores_NV: Tensor, rows: StepRows, scan: RowScan | None) -> Tensor | None:
         """Return the best id of each row, [N] int64; None where all rows draw.
@@ -285,6 +334,10 @@ class Sampler:
         if top_rows.on_host.is_all:
             return draft_top(logits_NV, counts, log_mass_N)
         return draft_top(logits_NV[top_rows.rows_G], counts, log_mass_N[top_rows.rows_G])
+
+
+def _stage_of(stages: Sequence[Stage], kind: type[_AStage]) -> _AStage:
+    return next(stage for stage in stages if isinstance(stage, kind))
 
 
 def _wants_alternatives(params: SamplingParams) -> bool:

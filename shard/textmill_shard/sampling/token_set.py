@@ -6,6 +6,7 @@ S slots, G rows, E entries: the distinct ids of the longest text.
 import torch
 from torch import Tensor
 
+from textmill_shard.model.score_changes import IdLists
 from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.sampling.slot_lists import SlotLists
 from textmill_shard.slots.plan import IdArray
@@ -37,6 +38,10 @@ class TokenSet:
     def ids(self, rows: StageRows) -> Tensor:
         """Return the lists of some rows, [G, E] int64."""
         return self._ids.cut(rows, self.width(rows))
+
+    def lists(self) -> IdLists:
+        """Return the lists of all slots."""
+        return IdLists(self._ids.values_SE, self._num_ids_S)
 
     def append(self, rows: StageRows, tokens_G: Tensor) -> Tensor:
         """Take in one id for each row. Returns the places, [G] int64, where the ids stand in their lists.

@@ -237,6 +237,7 @@ def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
         media_row_bytes=facts.media_row_bytes,
         uncut_spans=facts.uncut_spans,
         uncut_prompts=facts.uncut_prompts,
+        kv_dtype=facts.kv_dtype,
     )
 
 

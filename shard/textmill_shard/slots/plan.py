@@ -290,3 +290,4 @@ class ShardFacts:
     media_row_bytes: int = 0  # of one row, with the rows for deeper layers
     uncut_spans: bool = False  # the tokens of a span see one another: a span is computed whole (rule 16)
     uncut_prompts: bool = False  # the tokens of a prompt see one another: a prompt is computed whole (rule 16)
+    kv_dtype: str = ""  # type of keys and values, "fp8_e4m3fn" among them; empty = they have none

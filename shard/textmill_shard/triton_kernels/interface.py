@@ -9,7 +9,8 @@ from typing import Literal, Protocol, get_args
 import torch
 
 from textmill_shard.attention.base import AttentionRule, RotaryTables
-from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.model.kv_scales import KvScales
+from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.tiles import Tile
 
 
@@ -48,10 +49,11 @@ class DeviceKernels(Protocol):
         *,
         places_T: torch.Tensor,
         tables: RotaryTables | None,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         """Write keys and values to their places in the pools `[blocks, block_size, K, D or E]`.
 
-        Returns the queries `[T, H, D]`. With tables, queries and keys are turned first.
+        Returns the queries `[T, H, D]`. With tables, queries and keys are turned first. Pools of 8 bits have scales.
         """
         ...
 
@@ -63,6 +65,7 @@ class DeviceKernels(Protocol):
         indices: PagedIndices,
         tiles: TileMap,
         rule: AttentionRule,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         """Return the attended values `[T, H, E]` in the query's dtype, with zeros for padding."""
         ...
@@ -81,6 +84,6 @@ class DeviceKernels(Protocol):
         """Return activation(gate) * up, `[T, I]`."""
         ...
 
-    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan:
-        """Return the facts of rows of float32 scores, with the normaliser."""
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
+        """Read rows of float32 logits once, and return what the sampler needs of them. The logits stay as they are."""
         ...

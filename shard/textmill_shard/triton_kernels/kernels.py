@@ -10,6 +10,8 @@ import torch
 
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.model.kv_scales import KvScales, largest_number
+from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.device.attention import merge_splits, paged_attention
 from textmill_shard.triton_kernels.device.gate import gate_up
 from textmill_shard.triton_kernels.device.kv_write import write_kv
@@ -24,6 +26,7 @@ from textmill_shard.triton_kernels.variants import (
     gate_constants,
     merge_constants,
     norm_constants,
+    scan_constants,
     write_constants,
 )
 
@@ -44,6 +47,7 @@ class TritonKernels:
         *,
         places_T: torch.Tensor,
         tables: RotaryTables | None,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         query_THD, key_TKD, value_TKE = _dense_rows(query_THD), _dense_rows(key_TKD), _dense_rows(value_TKE)
         num_tokens, num_kv_heads, key_dim = key_TKD.shape
@@ -59,6 +63,7 @@ class TritonKernels:
             value_dim=value_TKE.shape[2],
             rotary_dim=0 if cosines_TP is None else cosines_TP.shape[1],
             is_interleaved=tables is not None and tables.is_interleaved,
+            largest_stored=None if scales is None else largest_number(key_pool.dtype),
         )
         _launch(
             write_kv,
@@ -72,6 +77,8 @@ class TritonKernels:
             places_T,
             cosines_TP,
             sines_TP,
+            None if scales is None else scales.keys_K,
+            None if scales is None else scales.values_K,
             *query_THD.stride()[:2],
             *key_TKD.stride()[:2],
             *value_TKE.stride()[:2],
@@ -89,6 +96,7 @@ class TritonKernels:
         indices: PagedIndices,
         tiles: TileMap,
         rule: AttentionRule,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         query_THD = _dense_rows(query_THD)
         num_tokens, num_heads, key_dim = query_THD.shape
@@ -122,6 +130,8 @@ class TritonKernels:
             rule.sinks_H,
             rule.slopes_H,
             indices.span_ends_T if rule.sees_spans else None,
+            None if scales is None else scales.keys_K,
+            None if scales is None else scales.values_K,
             rule.scaling,
             rule.softcap or 0.0,
             rule.window_tokens or 0,
@@ -143,6 +153,7 @@ class TritonKernels:
                 has_slopes=rule.slopes_H is not None,
                 has_spans=rule.sees_spans and indices.span_ends_T is not None,
                 is_split=splits > 1,
+                has_scales=scales is not None,
             ),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
@@ -216,45 +227,90 @@ class TritonKernels:
         )
         return out_TI
 
-    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan:
-        scores_NV = _dense_rows(scores_NV)
-        num_rows, vocab_size = scores_NV.shape
-        device = scores_NV.device
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
+        logits_NV = _dense_rows(logits_NV)
+        num_rows, vocab_size = logits_NV.shape
+        device = logits_NV.device
         num_parts = -(-vocab_size // SCAN_IDS)
-        numbers = torch.empty(3, num_rows, num_parts, dtype=torch.float32, device=device)
-        best_scores, lowest_scores, sums = numbers.unbind()
+        scores_NV = None
+        if changes.changes_scores:
+            scores_NV = torch.empty(num_rows, vocab_size, dtype=torch.float32, device=device)
+        numbers = torch.empty(5, num_rows, num_parts, dtype=torch.float32, device=device)
+        best_scores, tempered_sums, *of_logits = numbers.unbind()
         best_ids = torch.empty(num_rows, num_parts, dtype=torch.int32, device=device)
+        seen, counts, bias, mask = changes.repetition, changes.counts, changes.bias, changes.mask
+        heat = changes.temperatures
+        heat_tensors = (None, None) if heat is None else (heat.slots_N, heat.temperatures_S)
         _launch(
             scan_parts,
             (num_rows, num_parts),
+            logits_NV,
             scores_NV,
             best_scores,
             best_ids,
-            lowest_scores,
-            sums,
-            scores_NV.stride(0),
+            None if heat is None else tempered_sums,
+            *of_logits,
+            *(
+                (None,) * 4
+                if seen is None
+                else (seen.slots_N, seen.lists.ids_SE, seen.lists.num_ids_S, seen.penalties_S)
+            ),
+            *(
+                (None,) * 6
+                if counts is None
+                else (
+                    *(counts.slots_N, counts.lists.ids_SE, counts.lists.num_ids_S),
+                    *(counts.counts_SE, counts.presence_S, counts.frequency_S),
+                )
+            ),
+            *(
+                (None,) * 4
+                if bias is None
+                else (bias.slots_N, bias.lists.ids_SE, bias.lists.num_ids_S, bias.amounts_SE)
+            ),
+            *((None, None) if mask is None else (mask.slots_N, mask.forbidden_SV)),
+            *heat_tensors,
+            logits_NV.stride(0),
             vocab_size,
-            constants={"IDS": SCAN_IDS},
+            0 if seen is None else seen.lists.ids_SE.stride(0),
+            0 if counts is None else counts.lists.ids_SE.stride(0),
+            0 if counts is None else counts.counts_SE.stride(0),
+            0 if bias is None else bias.lists.ids_SE.stride(0),
+            0 if bias is None else bias.amounts_SE.stride(0),
+            constants=scan_constants(
+                has_seen=seen is not None,
+                has_counts=counts is not None,
+                has_bias=bias is not None,
+                has_mask=mask is not None,
+                has_temperature=heat is not None,
+            ),
             num_warps=4,
         )
         best_N = torch.empty(num_rows, dtype=torch.int64, device=device)
         not_finite_N = torch.empty(num_rows, dtype=torch.bool, device=device)
-        log_mass_N = torch.empty(num_rows, dtype=torch.float32, device=device)
+        log_mass_N, tempered_mass_N = torch.empty(2, num_rows, dtype=torch.float32, device=device).unbind()
         _launch(
             merge_parts,
             (num_rows,),
             best_scores,
             best_ids,
-            lowest_scores,
-            sums,
+            None if heat is None else tempered_sums,
+            *of_logits,
             best_N,
             not_finite_N,
             log_mass_N,
+            None if heat is None else tempered_mass_N,
+            *heat_tensors,
             num_parts,
-            constants={"PARTS": power_of_two(num_parts)},
+            constants={"PARTS": power_of_two(num_parts), "HAS_TEMPERATURE": heat is not None},
             num_warps=1,
         )
-        return RowScan(best_N=best_N, not_finite_N=not_finite_N, log_mass_N=log_mass_N)
+        return FirstPass(
+            scores_NV=logits_NV if scores_NV is None else scores_NV,
+            scan=RowScan(best_N=best_N, not_finite_N=not_finite_N, log_mass_N=log_mass_N),
+            best_N=best_N,
+            tempered_mass_N=None if heat is None else tempered_mass_N,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.errors import BackendRefused
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import LayerKvSpec
+from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.triton_kernels.interface import DeviceKernels, PagedIndices, TileMap
 from textmill_shard.triton_kernels.tile_map import map_tiles
 from textmill_shard.triton_kernels.tiles import Tile, attention_tile
@@ -35,13 +36,26 @@ class PagedStep:
         key_pool: torch.Tensor,
         value_pool: torch.Tensor,
         tables: RotaryTables | None,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         return self.kernels.write_kv(
-            query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T=self.kv_places_T, tables=tables
+            query_THD,
+            key_TKD,
+            value_TKE,
+            key_pool,
+            value_pool,
+            places_T=self.kv_places_T,
+            tables=tables,
+            scales=scales,
         )
 
     def attend(
-        self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
+        self,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        rule: AttentionRule,
+        scales: KvScales | None = None,
     ) -> torch.Tensor:
         group = query_THD.shape[1] // key_pool.shape[2]
         tile = attention_tile(
@@ -50,13 +64,15 @@ class PagedStep:
             key_dim=key_pool.shape[3],
             value_dim=value_pool.shape[3],
             max_query_len=self.max_query_len,
+            has_8_bits=scales is not None,
         )
         tiles = self.tile_maps.get((tile, group))
         if tiles is None:
             tiles = map_tiles(self.indices.query_starts, tile, group=group, num_tokens=query_THD.shape[0])
             self.tile_maps[tile, group] = tiles
-        query_THD = query_THD.to(key_pool.dtype)
-        return self.kernels.attention(query_THD, key_pool, value_pool, self.indices, tiles, rule)
+        if scales is None:
+            query_THD = query_THD.to(key_pool.dtype)
+        return self.kernels.attention(query_THD, key_pool, value_pool, self.indices, tiles, rule, scales)
 
 
 class PagedAttention:

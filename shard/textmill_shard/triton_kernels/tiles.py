@@ -21,8 +21,10 @@ class Tile:
         return self.rows // group
 
 
-def attention_tile(*, itemsize: int, group: int, key_dim: int, value_dim: int, max_query_len: int) -> Tile:
-    """Return the tile for queries of `itemsize` bytes an element.
+def attention_tile(
+    *, itemsize: int, group: int, key_dim: int, value_dim: int, max_query_len: int, has_8_bits: bool = False
+) -> Tile:
+    """Return the tile for queries of `itemsize` bytes an element, over keys and values of 8 bits or of their type.
 
     Steps of decode rows take the smallest tile, because more rows would stay empty. Longer chunks take a large tile,
     because each key that is read then serves more queries.
@@ -32,7 +34,8 @@ def attention_tile(*, itemsize: int, group: int, key_dim: int, value_dim: int, m
     is_small = max_query_len * group <= least_rows
     if itemsize == 4:  # without tensor cores, and with keys of twice the bytes
         rows = least_rows if is_small else max(least_rows, 32)
-        return Tile(rows=rows, places=16, num_warps=4 if is_small else 8, num_stages=2)
+        # Keys of 8 bits that are read ahead become numbers of 32 bits in registers, of which there are too few.
+        return Tile(rows=rows, places=16, num_warps=4 if is_small else 8, num_stages=1 if has_8_bits else 2)
     if is_small:
         return Tile(rows=least_rows, places=32 if is_wide else 64, num_warps=4 if least_rows < 64 else 8, num_stages=3)
     if is_wide:

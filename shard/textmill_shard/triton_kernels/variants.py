@@ -10,24 +10,31 @@ This file imports no triton.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from textmill_shard.triton_kernels.interface import ACTIVATIONS, Activation
 from textmill_shard.triton_kernels.tiles import Tile, attention_tile, power_of_two
 
 Dtype = Literal["bf16", "fp16", "fp32"]
+Stored = Literal["fp8e4nv", "fp8e5"]  # Triton's words for float8_e4m3fn and float8_e5m2
 Score = Literal["window", "chunk", "softcap", "sinks", "slopes", "spans"]
 Turn = Literal["none", "half", "interleaved"]
+Change = Literal["repetition", "counts", "bias", "mask", "temperature"]
 
 ITEMSIZE: Mapping[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Of text alone; a chunk may have spans too, alone and with a window.
 SCORES: tuple[Score, ...] = ("window", "chunk", "softcap", "sinks", "slopes")
+CHANGES: tuple[Change, ...] = get_args(Change)
 SPAN_SCORES: tuple[tuple[Score, ...], ...] = (("spans",), ("window", "spans"))
 # Fusing a product and a sum into one operation rounds once, and is Triton's choice up to version 3.9.
 COMPILE_OPTIONS = {"enable_fp_fusion": True}
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
+FIRST_WITH_E4M3 = 89  # compute capability
+STORED_NAMES: Mapping[Stored, str] = {"fp8e4nv": "fp8_e4m3fn", "fp8e5": "fp8_e5m2"}
+LARGEST_STORED: Mapping[Stored, float] = {"fp8e4nv": 448.0, "fp8e5": 57344.0}
 BLOCK_SIZE = 16  # tokens of a block in the rows of the table
 SCAN_IDS = 4096  # scores of a part of a row
+LIST_ENTRIES = 512  # entries of a list of ids that a program reads at a time
 GATE_TILE = 1024  # elements of a program of the gate
 LONGEST_CHUNK = 1024  # tokens of a sequence in the chunks of the table
 
@@ -43,6 +50,7 @@ class AttentionCase:
     is_decode: bool  # one query per sequence, else chunks
     scores: tuple[Score, ...] = ()
     is_split: bool = False
+    stored: Stored | None = None  # type of keys and values; None: that of the queries
 
     @property
     def tile(self) -> Tile:
@@ -52,6 +60,7 @@ class AttentionCase:
             key_dim=self.key_dim,
             value_dim=self.value_dim,
             max_query_len=1 if self.is_decode else LONGEST_CHUNK,
+            has_8_bits=self.stored is not None,
         )
 
 
@@ -74,6 +83,7 @@ class WriteCase:
     value_dim: int
     turn: Turn = "none"
     rotary_dim: int = 0
+    stored: Stored | None = None  # as for attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,7 @@ class ScanCase:
     """What a variant of `scan_parts` or of `merge_parts` is for."""
 
     vocab_size: int
+    changes: tuple[Change, ...] = ()
 
 
 Case = AttentionCase | MergeCase | WriteCase | NormCase | GateCase | ScanCase
@@ -116,6 +127,7 @@ class Variant:
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int = 1
+    targets: tuple[int, ...] = TARGETS  # compute capabilities that have the kernel's types
     is_sample: bool = False  # compiled in every run of the tests
     why_spills: str | None = None  # the reason why registers may overflow into local memory; None: they must not
 
@@ -134,6 +146,7 @@ def attention_constants(
     has_slopes: bool,
     has_spans: bool,
     is_split: bool,
+    has_scales: bool,
 ) -> dict[str, Any]:
     """Return the constants of `paged_attention`."""
     return {
@@ -152,6 +165,7 @@ def attention_constants(
         "HAS_SLOPES": has_slopes,
         "HAS_SPANS": has_spans,
         "IS_SPLIT": is_split,
+        "HAS_SCALES": has_scales,
     }
 
 
@@ -161,9 +175,15 @@ def merge_constants(*, value_dim: int, splits: int) -> dict[str, Any]:
 
 
 def write_constants(
-    *, group: int, key_dim: int, value_dim: int, rotary_dim: int, is_interleaved: bool
+    *,
+    group: int,
+    key_dim: int,
+    value_dim: int,
+    rotary_dim: int,
+    is_interleaved: bool,
+    largest_stored: float | None,
 ) -> dict[str, Any]:
-    """Return the constants of `write_kv`."""
+    """Return the constants of `write_kv`. `largest_stored` is the largest number of 8 bits, None without scales."""
     return {
         "GROUP": group,
         "GROUP_WIDTH": power_of_two(group),
@@ -173,6 +193,7 @@ def write_constants(
         "VALUE_WIDTH": _width(value_dim),
         "ROTARY_DIM": rotary_dim,
         "IS_INTERLEAVED": is_interleaved,
+        "LARGEST_STORED": largest_stored or 0.0,
     }
 
 
@@ -188,26 +209,52 @@ def gate_constants(*, width: int, activation: Activation) -> dict[str, Any]:
     return {"WIDTH": width, "TILE": GATE_TILE, "ACTIVATION": activation}
 
 
+def scan_constants(
+    *, has_seen: bool, has_counts: bool, has_bias: bool, has_mask: bool, has_temperature: bool
+) -> dict[str, Any]:
+    """Return the constants of `scan_parts`."""
+    return {
+        "IDS": SCAN_IDS,
+        "ENTRIES": LIST_ENTRIES,
+        "HAS_SEEN": has_seen,
+        "HAS_COUNTS": has_counts,
+        "HAS_BIAS": has_bias,
+        "HAS_MASK": has_mask,
+        "HAS_TEMPERATURE": has_temperature,
+    }
+
+
 def _width(dim: int) -> int:
     """Return the elements that a kernel reads for a dim: a power of two, and enough for a product of tensor cores."""
     return max(16, power_of_two(dim))
 
 
+def _types(case: AttentionCase | WriteCase) -> str:
+    """Return the types of a variant, as docs/kernels.md names them."""
+    return case.dtype if case.stored is None else f"{case.dtype} over {STORED_NAMES[case.stored]}"
+
+
+def _targets(stored: Stored | None) -> tuple[int, ...]:
+    return tuple(target for target in TARGETS if stored != "fp8e4nv" or target >= FIRST_WITH_E4M3)
+
+
 def _attention(case: AttentionCase, *, is_sample: bool = False, why_spills: str | None = None) -> Variant:
     tile = case.tile
     pointer = f"*{case.dtype}"
+    stored, scale = f"*{case.stored or case.dtype}", "*fp32" if case.stored else None
     partial = "*fp32" if case.is_split else None
     phase = ("decode" if case.is_decode else "chunk") + (", split" if case.is_split else "")
     options = "".join(f", {score}" for score in case.scores)
     return Variant(
         kernel="paged_attention",
-        name=f"{case.dtype}, {case.key_dim}/{case.value_dim}, {case.group} heads a group, {phase}{options}",
+        name=f"{_types(case)}, {case.key_dim}/{case.value_dim}, {case.group} heads a group, {phase}{options}",
         case=case,
         types=(
-            *(pointer, pointer, pointer, "*fp32" if case.is_split else pointer, partial, partial),
+            *(pointer, stored, stored, "*fp32" if case.is_split else pointer, partial, partial),
             *("*i32", "*i32", "*i32", "*i32"),
             *("*fp32" if score in case.scores else None for score in ("sinks", "slopes")),
             "*i32" if "spans" in case.scores else None,
+            *(scale, scale),
             *("fp32", "fp32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"),
         ),
         constants=attention_constants(
@@ -223,9 +270,11 @@ def _attention(case: AttentionCase, *, is_sample: bool = False, why_spills: str 
             has_slopes="slopes" in case.scores,
             has_spans="spans" in case.scores,
             is_split=case.is_split,
+            has_scales=case.stored is not None,
         ),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        targets=_targets(case.stored),
         is_sample=is_sample,
         why_spills=why_spills,
     )
@@ -246,13 +295,14 @@ def _merge(case: MergeCase, *, is_sample: bool = False) -> Variant:
 def _write(case: WriteCase, *, is_sample: bool = False) -> Variant:
     pointer = f"*{case.dtype}"
     turned = None if case.turn == "none" else pointer
+    stored, scale = f"*{case.stored or case.dtype}", "*fp32" if case.stored else None
     turn = "no turn" if case.turn == "none" else f"{case.turn} turn of {case.rotary_dim}"
     return Variant(
         kernel="write_kv",
-        name=f"{case.dtype}, {case.key_dim}/{case.value_dim}, {case.group} heads a group, {turn}",
+        name=f"{_types(case)}, {case.key_dim}/{case.value_dim}, {case.group} heads a group, {turn}",
         case=case,
         types=(
-            *(pointer, pointer, pointer, turned, pointer, pointer, "*i64", turned, turned),
+            *(pointer, pointer, pointer, turned, stored, stored, "*i64", turned, turned, scale, scale),
             *("i32",) * 7,
         ),
         constants=write_constants(
@@ -261,8 +311,10 @@ def _write(case: WriteCase, *, is_sample: bool = False) -> Variant:
             value_dim=case.value_dim,
             rotary_dim=case.rotary_dim,
             is_interleaved=case.turn == "interleaved",
+            largest_stored=None if case.stored is None else LARGEST_STORED[case.stored],
         ),
         num_warps=1,
+        targets=_targets(case.stored),
         is_sample=is_sample,
     )
 
@@ -295,33 +347,69 @@ def _gate(case: GateCase, *, is_sample: bool = False) -> Variant:
     )
 
 
-def _scans(case: ScanCase) -> tuple[Variant, Variant]:
+def _scans(case: ScanCase, *, is_sample: bool = False) -> tuple[Variant, ...]:
     num_parts = -(-case.vocab_size // SCAN_IDS)
+    options = "".join(f", {change}" for change in case.changes)
+    has_temperature = "temperature" in case.changes
+
+    def given(change: Change, *types: str) -> tuple[str | None, ...]:
+        return types if change in case.changes else (None,) * len(types)
+
     parts = Variant(
         kernel="scan_parts",
-        name=f"{case.vocab_size} ids",
+        name=f"{case.vocab_size} ids{options}",
         case=case,
-        types=("*fp32", "*fp32", "*i32", "*fp32", "*fp32", "i32", "i32"),
-        constants={"IDS": SCAN_IDS},
+        types=(
+            "*fp32",
+            "*fp32" if set(case.changes) - {"temperature"} else None,
+            *("*fp32", "*i32", *given("temperature", "*fp32"), "*fp32", "*fp32", "*fp32"),
+            *given("repetition", "*i64", "*i64", "*i64", "*fp32"),
+            *given("counts", "*i64", "*i64", "*i64", "*fp32", "*fp32", "*fp32"),
+            *given("bias", "*i64", "*i64", "*i64", "*fp32"),
+            *given("mask", "*i64", "*i1"),
+            *given("temperature", "*i64", "*fp32"),
+            *("i32", "i32", "i32", "i32", "i32", "i32", "i32"),
+        ),
+        constants=scan_constants(
+            has_seen="repetition" in case.changes,
+            has_counts="counts" in case.changes,
+            has_bias="bias" in case.changes,
+            has_mask="mask" in case.changes,
+            has_temperature=has_temperature,
+        ),
         num_warps=4,
-        is_sample=True,
+        is_sample=is_sample,
     )
+    if case.changes not in ((), ("temperature",)):
+        return (parts,)  # the parts are put together in the same way
     merge = Variant(
         kernel="merge_parts",
-        name=f"{case.vocab_size} ids",
+        name=f"{case.vocab_size} ids{options}",
         case=case,
-        types=("*fp32", "*i32", "*fp32", "*fp32", "*i64", "*i1", "*fp32", "i32"),
-        constants={"PARTS": power_of_two(num_parts)},
+        types=(
+            *("*fp32", "*i32", *given("temperature", "*fp32"), "*fp32", "*fp32", "*fp32", "*i64", "*i1", "*fp32"),
+            *given("temperature", "*fp32", "*i64", "*fp32"),
+            "i32",
+        ),
+        constants={"PARTS": power_of_two(num_parts), "HAS_TEMPERATURE": has_temperature},
         num_warps=1,
-        is_sample=True,
+        is_sample=is_sample,
     )
     return parts, merge
+
+
+def _scan_rows() -> Sequence[Variant]:
+    cases = [ScanCase(128_256), *(ScanCase(128_256, (change,)) for change in CHANGES), ScanCase(128_256, CHANGES)]
+    rows = [row for case in cases for row in _scans(case, is_sample=case.changes in ((), CHANGES))]
+    return [row for kernel in ("scan_parts", "merge_parts") for row in rows if row.kernel == kernel]
 
 
 # Key and value width of the models that are served: 64 (small models), 80 (StableLM, Phi-2), 96 (Phi-3), 128 (most),
 # 192/128 (DeepSeek), 256 (Gemma).
 _WIDTHS = ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256))
 _DTYPES: tuple[Dtype, ...] = ("bf16", "fp16", "fp32")
+_STORED: tuple[Stored, ...] = ("fp8e4nv", "fp8e5")
+_BOTH = (True, False)
 
 
 _ONE_REGISTER = "one register is stored before the loop over the keys and read behind it, once per program"
@@ -347,6 +435,17 @@ def _attention_rows() -> Sequence[Variant]:
         rows.append(_attention(case, is_sample=key_dim == 128))
     rows.append(_attention(AttentionCase("bf16", 4, 128, 128, True, SCORES, is_split=True)))
     rows.append(_attention(AttentionCase("fp32", 4, 128, 128, True, is_split=True), why_spills=_ONE_REGISTER))
+    for stored, is_decode in product(_STORED, (True, False)):
+        case = AttentionCase("bf16", 4, 128, 128, is_decode, stored=stored)
+        rows.append(_attention(case, is_sample=stored == "fp8e4nv" and is_decode))
+    for key_dim, value_dim in ((64, 64), (192, 128), (256, 256)):
+        rows += [_attention(AttentionCase("bf16", 4, key_dim, value_dim, decode, stored="fp8e4nv")) for decode in _BOTH]
+    rows += [_attention(AttentionCase("bf16", 4, 128, 128, decode, SCORES, stored="fp8e4nv")) for decode in _BOTH]
+    rows.append(_attention(AttentionCase("fp16", 4, 128, 128, True, stored="fp8e4nv")))
+    rows += [_attention(AttentionCase("fp32", 4, 128, 128, decode, stored="fp8e4nv")) for decode in _BOTH]
+    for stored in _STORED:
+        case = AttentionCase("bf16", 4, 128, 128, True, is_split=True, stored=stored)
+        rows.append(_attention(case, why_spills=_ONE_REGISTER if stored == "fp8e4nv" else None))
     return rows
 
 
@@ -356,6 +455,9 @@ def _write_rows() -> Sequence[Variant]:
     rows += [_write(WriteCase("bf16", 1, 80, 80, "half", 32)), _write(WriteCase("bf16", 7, 64, 64, "half", 64))]
     rows += [_write(WriteCase("bf16", 16, 128, 128, "interleaved", 64), is_sample=True)]
     rows += [_write(WriteCase("bf16", 4, 256, 256, "half", 256))]
+    rows += [_write(WriteCase("bf16", 4, 128, 128, "half", 128, stored)) for stored in _STORED]
+    rows += [_write(WriteCase("bf16", 4, 192, 128, stored="fp8e4nv"))]
+    rows += [_write(WriteCase("fp32", 4, 128, 128, "half", 128, "fp8e4nv"))]
     return rows
 
 
@@ -369,5 +471,5 @@ VARIANTS: tuple[Variant, ...] = (
     *(_norm(NormCase("bf16", width, has_residual=True)) for width in (3072, 8192, 16_384)),
     *(_gate(GateCase("bf16", 14_336, activation), is_sample=activation == "silu") for activation in ACTIVATIONS),
     *(_gate(GateCase(dtype, 14_336, "silu")) for dtype in ("fp16", "fp32")),
-    *_scans(ScanCase(128_256)),
+    *_scan_rows(),
 )

@@ -142,6 +142,7 @@ class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
     adapters: list[AdapterStatus]
     media_kinds: list[str]
     media_cache_bytes: int
+    kv_cache_dtype: str | None  # None: a shard of an older version does not tell
     # Both are 0, because new prompts join the running batch at the next step.
     max_waiting_tokens: int = 0
     waiting_served_ratio: float = 0.0

@@ -29,7 +29,7 @@ def tanh(x):
 )
 def paged_attention(
     query,  # [T, H, D], with any strides of tokens and heads
-    key_pool,  # [blocks, BLOCK_SIZE, K, D], contiguous
+    key_pool,  # [blocks, BLOCK_SIZE, K, D], contiguous, in the query's dtype, or with scales in 8 bits
     value_pool,  # [blocks, BLOCK_SIZE, K, E], contiguous
     out,  # [T, H, E] in the query's dtype; with splits [T, H, S, E] float32
     maxima,  # [T, H, S] float32: highest score of each split; None without splits
@@ -41,6 +41,8 @@ def paged_attention(
     sinks,  # [H] float32, or None
     slopes,  # [H] float32, or None
     span_ends,  # [T] int32: a query sees all places before its entry, 0 = none; None where no query has one
+    key_scales,  # [K] float32: by which keys are multiplied; None without scales
+    value_scales,  # [K] float32, likewise
     scaling,
     softcap,
     window_tokens,
@@ -65,6 +67,7 @@ def paged_attention(
     HAS_SLOPES: tl.constexpr,
     HAS_SPANS: tl.constexpr,
     IS_SPLIT: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
 ):
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -114,6 +117,10 @@ def paged_attention(
             highest = tl.load(sinks + heads, mask=is_row, other=0.0) * LOG2_E
             total = tl.full([ROWS], 1.0, tl.float32)
     attended = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+    if HAS_SCALES:
+        # A scale belongs to a head, so keys and values need not be multiplied one by one.
+        scaling = scaling * tl.load(key_scales + kv_head)
+        value_scale = tl.load(value_scales + kv_head)
 
     # The places that the queries of the tile see, cut into equal parts for the splits.
     first_position = num_before + first_query
@@ -145,6 +152,8 @@ def paged_attention(
             mask=is_place[:, None] & (key_dims < KEY_DIM)[None, :],
             other=0.0,
         )
+        if HAS_SCALES:
+            keys = keys.to(query_tile.dtype)
         scores = tl.dot(query_tile, tl.trans(keys), input_precision="ieee") * scaling
         if HAS_SOFTCAP:
             scores = softcap * tanh(scores / softcap)
@@ -171,9 +180,13 @@ def paged_attention(
             mask=is_place[:, None] & (value_dims < VALUE_DIM)[None, :],
             other=0.0,
         )
+        if HAS_SCALES:
+            values = values.to(query_tile.dtype)
         attended = attended * shrink[:, None]
         attended = tl.dot(weights.to(values.dtype), values, attended, input_precision="ieee")
 
+    if HAS_SCALES:
+        attended = attended * value_scale
     num_heads = num_kv_heads * GROUP
     out_rows = tokens * num_heads + heads
     is_value = is_row[:, None] & (value_dims < VALUE_DIM)[None, :]

@@ -7,6 +7,12 @@ import triton.language as tl
 
 
 @triton.jit
+def clamp(x, largest: tl.constexpr):
+    # NaN stays NaN, so that the request that made it fails.
+    return tl.clamp(x, -largest, largest, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def write_kv(
     query,  # [T, H, D], with any strides of tokens and heads; None without rotary tables
     key,  # [T, K, D], likewise
@@ -17,6 +23,8 @@ def write_kv(
     places,  # [T] int64
     cosines,  # [T, P] with any stride of tokens; None without rotary tables
     sines,  # [T, P], likewise
+    key_scales,  # [K] float32: keys are divided by these; None where the pools have the model's type
+    value_scales,  # [K] float32, likewise
     query_token_stride,
     query_head_stride,
     key_token_stride,
@@ -32,6 +40,7 @@ def write_kv(
     VALUE_WIDTH: tl.constexpr,
     ROTARY_DIM: tl.constexpr,  # P; 0: nothing turns
     IS_INTERLEAVED: tl.constexpr,  # dim 2 i turns with dim 2 i + 1, else dim i with dim i + P / 2
+    LARGEST_STORED: tl.constexpr,  # larger numbers become this number; 0: the pools have the model's type
 ):
     token = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
@@ -72,5 +81,8 @@ def write_kv(
 
     value_row = value + token * value_token_stride + kv_head * value_head_stride
     value_E = tl.load(value_row + value_dims, mask=is_value, other=0.0).to(tl.float32)
+    if LARGEST_STORED > 0:
+        key_D = clamp(key_D / tl.load(key_scales + kv_head), LARGEST_STORED)
+        value_E = clamp(value_E / tl.load(value_scales + kv_head), LARGEST_STORED)
     tl.store(key_pool + pool_row * KEY_DIM + key_dims, key_D.to(key_pool.dtype.element_ty), mask=is_key)
     tl.store(value_pool + pool_row * VALUE_DIM + value_dims, value_E.to(value_pool.dtype.element_ty), mask=is_value)

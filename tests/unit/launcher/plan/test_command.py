@@ -85,6 +85,15 @@ def test_command_line_keeps_the_flags_of_the_memory(folder: Path) -> None:
     assert (settings.kv_cache_bytes, settings.memory_fraction) == (3_000_000, 0.3)
 
 
+def test_keys_and_values_of_8_bits_take_a_quarter_of_fp32_and_the_command_line_keeps_them(folder: Path) -> None:
+    plain = as_json("--model-id", str(folder))
+    shown = as_json("--model-id", str(folder), "--kv-cache-dtype", "fp8_e4m3fn")
+    assert shown["dtype"] == "float32"
+    needs, plain_needs = shown["fit"]["needs"], plain["fit"]["needs"]
+    assert needs["kv_bytes_per_token"] * 4 == plain_needs["kv_bytes_per_token"]
+    assert load_settings(shown["suggested_flags"], {"HOME": "/h"}).kv_cache_dtype == "fp8_e4m3fn"
+
+
 def test_what_does_not_fit_is_reduced_and_at_last_refused(folder: Path) -> None:
     tight = ("--model-id", str(folder), "--memory-fraction", "1", "--max-total-tokens", "512", "--concurrency", "64")
     shown = as_json(*tight, "--device-memory", "40MiB")

@@ -29,6 +29,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch tell the facts of an H100."""
     facts = SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, "cpu"), ("reference", "reference")])
@@ -84,6 +85,38 @@ def test_heads_that_the_kernel_cannot_hold_are_refused() -> None:
     backend = choose_attention(None, device=GPU, dtype=torch.bfloat16, block_size=16, kernels=None)
     with pytest.raises(BackendRefused, match="heads of at most 256 dims, and a layer of this model has 512"):
         backend.accept(AttentionRule(scaling=1.0), LayerKvSpec(1, 512, 256))
+
+
+def chosen_for_8_bits(kv_type: str, device: torch.device = GPU, *, asked: str | None = None) -> str:
+    return choose_attention(
+        asked, device=device, dtype=torch.bfloat16, block_size=256, kernels=None, kv_type=kv_type
+    ).name
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("kv_type", ["fp8_e4m3fn", "fp8_e5m2"])
+def test_keys_and_values_of_8_bits_are_read_by_our_kernel_or_by_plain_torch(kv_type: str) -> None:
+    assert chosen_for_8_bits(kv_type) == "triton"
+    assert chosen_for_8_bits(kv_type, asked="reference") == "reference"
+    backend = choose_attention(
+        None, device=CPU, dtype=torch.float32, block_size=16, kernels=native_kernels(), kv_type=kv_type
+    )
+    assert backend.name == "reference"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_flash_refuses_8_bits() -> None:
+    with pytest.raises(BackendRefused, match=r"flash reads keys and values in the type of the weights, .* fp8_e5m2"):
+        chosen_for_8_bits("fp8_e5m2", asked="flash")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_without_the_numbers_of_e4m3_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with pytest.raises(BackendRefused, match=r"needs a GPU of compute capability 8\.9, .* has 8\.6: .* fp8_e5m2"):
+        chosen_for_8_bits("fp8_e4m3fn")
+    assert chosen_for_8_bits("fp8_e5m2") == "triton"
+    assert chosen_for_8_bits("fp8_e4m3fn", asked="reference") == "reference"
 
 
 def test_native_attention_refuses_slopes() -> None:

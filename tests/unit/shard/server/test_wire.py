@@ -248,7 +248,7 @@ def test_the_facts_are_written() -> None:
     facts = replace(facts, decoder_prompt_ids=(2, 0), max_encoder_tokens=1024)
     facts = replace(facts, adapter_bytes=2**33, max_adapter_rank=64, adapter_digests=(b"a" * 16, b"b" * 16))
     facts = replace(facts, media_kinds=("llava",), media_cache_bytes=2**34, media_row_bytes=7168)
-    facts = replace(facts, uncut_spans=True, uncut_prompts=True)
+    facts = replace(facts, uncut_spans=True, uncut_prompts=True, kv_dtype="fp8_e5m2")
     assert facts_to_wire(facts) == pb.ShardInfo(
         protocol_version=4,
         model_id="prefix",
@@ -281,6 +281,7 @@ def test_the_facts_are_written() -> None:
         media_row_bytes=7168,
         uncut_spans=True,
         uncut_prompts=True,
+        kv_dtype="fp8_e5m2",
     )
 
 

@@ -13,6 +13,7 @@ from tests.fakes.kernel_cases import (
     DECODES,
     H100_MULTIPROCESSORS,
     MIXED,
+    STORED_TYPES,
     Shape,
     error_of,
     rule_of,
@@ -36,8 +37,20 @@ def test_each_variant_of_the_table_agrees_with_the_reference(variant: Variant) -
         rule_of(case.scores, shape),
         pieces=DECODES if case.is_decode else MIXED,
         num_multiprocessors=8 if case.is_split else 1,  # 8 make two splits of each context
+        stored=None if case.stored is None else STORED_TYPES[case.stored],
     )
     assert error_of(both) < TOLERANCE
+
+
+@pytest.mark.parametrize("stored", STORED_TYPES.values(), ids=str)
+def test_each_head_has_a_scale_of_its_own(stored: torch.dtype) -> None:
+    """A kernel that took the scale of another head would be off by a factor of two or more."""
+    shape = Shape(group=2, key_dim=16, value_dim=16, num_kv_heads=3)
+    tile = attention_tile(itemsize=4, group=2, key_dim=16, value_dim=16, max_query_len=70)
+    both = run_attention(shape, tile, rule_of((), shape), stored=stored)
+    assert error_of(both) < TOLERANCE
+    exact, _ = run_attention(shape, tile, rule_of((), shape))
+    assert 0.001 < error_of((both[0], exact)) < 0.2  # 8 bits were read, and they are those of the same numbers
 
 
 def test_the_table_has_each_option_alone_and_all_together() -> None:

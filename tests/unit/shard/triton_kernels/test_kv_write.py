@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from textmill_shard.attention.base import RotaryTables
 from textmill_shard.attention.kv_write import turn, write_plainly
+from textmill_shard.model.kv_scales import KvScales, largest_number
 from textmill_shard.triton_kernels.variants import VARIANTS, Variant, WriteCase
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as turn_interleaved
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as turn_halves
 
-from tests.fakes.kernel_cases import interpreted_kernels
+from tests.fakes.kernel_cases import STORED_TYPES, interpreted_kernels
 
 NUM_TOKENS, NUM_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS = 11, 5, 4, 2
 ROWS = [variant for variant in VARIANTS if isinstance(variant.case, WriteCase)]
@@ -38,13 +41,57 @@ def test_each_variant_of_the_table_agrees_with_plain_torch(variant: Variant) -> 
     if case.turn != "none":
         tables = make_tables(case.rotary_dim, is_interleaved=case.turn == "interleaved")
     places_T = torch.randperm(NUM_BLOCKS * BLOCK_SIZE, generator=generator)[:NUM_TOKENS]
-    pools = [torch.full((NUM_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, dim), 7.0) for dim in (case.key_dim, case.value_dim)]
-    expected_pools = [pool.clone() for pool in pools]
+    stored, scales = torch.float32, None
+    if case.stored is not None:
+        # Some numbers of one head are larger than the largest number of 8 bits.
+        stored = STORED_TYPES[case.stored]
+        small = 2.0 / largest_number(stored)
+        scales = KvScales(keys_K=torch.tensor([small, 0.5]), values_K=torch.tensor([0.25, small]))
+    pools = [
+        torch.full((NUM_BLOCKS, BLOCK_SIZE, NUM_KV_HEADS, dim), 7.0).to(stored)
+        for dim in (case.key_dim, case.value_dim)
+    ]
+    expected_pools = [pool.float() for pool in pools]
     expected = write_plainly(query_THD, key_TKD, value_TKE, *expected_pools, places_T, tables)
-    found = interpreted_kernels().write_kv(query_THD, key_TKD, value_TKE, *pools, places_T=places_T, tables=tables)
+    found = interpreted_kernels().write_kv(
+        query_THD, key_TKD, value_TKE, *pools, places_T=places_T, tables=tables, scales=scales
+    )
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    for pool, expected_pool in zip(pools, expected_pools, strict=True):
-        torch.testing.assert_close(pool, expected_pool, rtol=1e-6, atol=1e-6)
+    for pool, expected_pool, scales_K in zip(
+        pools, expected_pools, (None, None) if scales is None else (scales.keys_K, scales.values_K), strict=True
+    ):
+        if scales_K is None:
+            torch.testing.assert_close(pool, expected_pool, rtol=1e-6, atol=1e-6)
+        else:
+            assert_stored(pool, expected_pool.flatten(0, 1)[places_T], scales_K, places_T)
+
+
+@triton.jit
+def cast(numbers, out, SIZE: tl.constexpr):
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    tl.store(out + at, tl.load(numbers + at).to(out.dtype.element_ty))
+
+
+def by_the_interpreter(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return numbers in 8 bits as the interpreter makes them, which does not round as a GPU does."""
+    out = torch.empty(numbers.shape, dtype=dtype)
+    cast[(numbers[..., 0].numel(),)](numbers.contiguous(), out, SIZE=numbers.shape[-1])
+    return out
+
+
+def assert_stored(pool: torch.Tensor, numbers: torch.Tensor, scales_K: torch.Tensor, places_T: torch.Tensor) -> None:
+    largest = largest_number(pool.dtype)
+    scaled = numbers / scales_K.unsqueeze(-1)
+    assert bool((scaled.abs() > largest).any()), "a number is cut"
+    width = 1 << (numbers.shape[-1] - 1).bit_length()
+    wide = torch.nn.functional.pad(scaled.clamp(-largest, largest), (0, width - numbers.shape[-1]))
+    expected = by_the_interpreter(wide, pool.dtype)[..., : numbers.shape[-1]]
+    found = pool.flatten(0, 1)[places_T]
+    # A turned number near the middle of two numbers of 8 bits may become either.
+    assert int((found.view(torch.uint8) != expected.view(torch.uint8)).sum()) <= 2
+    others = torch.ones(NUM_BLOCKS * BLOCK_SIZE, dtype=torch.bool)
+    others[places_T] = False
+    assert bool((pool.flatten(0, 1)[others].float() == 7.0).all())
 
 
 @pytest.mark.parametrize(

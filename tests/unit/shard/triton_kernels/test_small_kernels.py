@@ -5,9 +5,28 @@ The numbers are fp32, because the interpreter is exact for no others, and the wi
 
 import pytest
 import torch
+from textmill_shard.model.score_changes import (
+    BiasChange,
+    CountChange,
+    IdLists,
+    MaskChange,
+    RepetitionChange,
+    ScoreChanges,
+    Temperatures,
+)
 from textmill_shard.sampling.row_scan import TorchRowScanner
 from textmill_shard.triton_kernels.plain_layers import add_rms_norm_plainly, gate_up_plainly, rms_norm_plainly
-from textmill_shard.triton_kernels.variants import SCAN_IDS, VARIANTS, GateCase, NormCase, Variant
+from textmill_shard.triton_kernels.variants import (
+    CHANGES,
+    LIST_ENTRIES,
+    SCAN_IDS,
+    VARIANTS,
+    Change,
+    GateCase,
+    NormCase,
+    ScanCase,
+    Variant,
+)
 from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -93,7 +112,7 @@ def test_scans_agree_with_plain_torch(vocab_size: int) -> None:
     scores_NV[5] = scores_NV[5].abs() + 30_000.0
     scores_NV[6, : vocab_size - 1] = -torch.inf
     wide = torch.cat([scores_NV, torch.full((9, 3), 1e6)], dim=1)
-    found = interpreted_kernels().scan_rows(wide[:, :vocab_size])
+    found = interpreted_kernels().first_pass(wide[:, :vocab_size], ScoreChanges()).scan
     expected = TorchRowScanner().scan(scores_NV, wants_mass=True)
     assert found.not_finite_N.tolist() == expected.not_finite_N.tolist()
     assert found.not_finite_N.tolist() == [False, True, True, True, False, False, True, False, False]
@@ -103,6 +122,74 @@ def test_scans_agree_with_plain_torch(vocab_size: int) -> None:
     assert found.log_mass_N is not None
     assert expected.log_mass_N is not None
     torch.testing.assert_close(found.log_mass_N[finite], expected.log_mass_N[finite], rtol=1e-6, atol=1e-5)
+
+
+SCANS = [variant for variant in VARIANTS if variant.kernel == "scan_parts"]
+SCAN_VOCAB = SCAN_IDS + 500
+
+
+def lists_of(sizes: list[int], *, seed: int, width: int = LIST_ENTRIES + 70) -> IdLists:
+    """Return distinct ids of both parts of a row. Behind the end of a list stand ids that are no part of it."""
+    order_SV = torch.stack(
+        [torch.randperm(SCAN_VOCAB, generator=torch.Generator().manual_seed(seed + slot)) for slot in range(len(sizes))]
+    )
+    return IdLists(order_SV[:, :width].contiguous(), torch.tensor(sizes))
+
+
+def changes_of(names: tuple[Change, ...]) -> ScoreChanges:
+    """Return changes of four rows, some of which do not ask, over three slots."""
+    repetition = RepetitionChange(
+        torch.tensor([2, -1, 0, 1]), lists_of([LIST_ENTRIES + 60, 0, 9], seed=1), torch.tensor([1.7, 0.5, 0.8])
+    )
+    counts = CountChange(
+        torch.tensor([1, 0, -1, 2]),
+        lists_of([LIST_ENTRIES + 1, 30, 1], seed=5),
+        torch.randint(0, 4, (3, LIST_ENTRIES + 90), generator=torch.Generator().manual_seed(3)).float(),
+        torch.tensor([0.5, -1.0, 30.0]),
+        torch.tensor([0.25, 2.0, 0.0]),
+    )
+    bias = BiasChange(torch.tensor([0, 1, -1, -1]), lists_of([3, 80, 5], seed=9), random(3, 700, seed=4) * 20)
+    forbidden_SV = random(3, SCAN_VOCAB, seed=6) > 0
+    forbidden_SV[1, :SCAN_IDS] = True  # no id of the first part may follow
+    mask = MaskChange(torch.tensor([-1, 1, 2, -1]), forbidden_SV)
+    temperatures = Temperatures(torch.tensor([0, 2, -1, 1]), torch.tensor([0.3, 1.0, 4.0]))
+    return ScoreChanges(
+        repetition=repetition if "repetition" in names else None,
+        counts=counts if "counts" in names else None,
+        bias=bias if "bias" in names else None,
+        mask=mask if "mask" in names else None,
+        temperatures=temperatures if "temperature" in names else None,
+    )
+
+
+@pytest.mark.parametrize("variant", SCANS, ids=lambda variant: variant.name)
+def test_each_first_pass_of_the_table_agrees_with_plain_torch(variant: Variant) -> None:
+    case = variant.case
+    assert isinstance(case, ScanCase)
+    logits_NV = random(4, SCAN_VOCAB + 3)[:, :SCAN_VOCAB] * 3
+    logits_NV[0, 17] = -torch.inf
+    before_NV = logits_NV.clone()
+    changes = changes_of(case.changes)
+    found, expected = (
+        pass_over(logits_NV, changes) for pass_over in (interpreted_kernels().first_pass, TorchRowScanner().first_pass)
+    )
+    assert torch.equal(logits_NV, before_NV)
+    torch.testing.assert_close(found.scores_NV, expected.scores_NV, rtol=0, atol=0)
+    assert torch.equal(found.best_N, expected.best_N)
+    assert found.scan.not_finite_N.tolist() == expected.scan.not_finite_N.tolist() == [True, False, False, False]
+    assert found.scan.log_mass_N is not None
+    assert expected.scan.log_mass_N is not None
+    torch.testing.assert_close(found.scan.log_mass_N, expected.scan.log_mass_N, rtol=1e-6, atol=1e-5)
+    assert (found.tempered_mass_N is None) == (expected.tempered_mass_N is None)
+    if found.tempered_mass_N is not None and expected.tempered_mass_N is not None:
+        torch.testing.assert_close(found.tempered_mass_N, expected.tempered_mass_N, rtol=1e-5, atol=1e-5)
+    if changes.changes_scores:
+        assert not torch.equal(found.scores_NV, logits_NV)
+
+
+def test_the_table_has_each_change_alone_and_all_together() -> None:
+    found = {variant.case.changes for variant in SCANS if isinstance(variant.case, ScanCase)}
+    assert found == {(), *((change,) for change in CHANGES), CHANGES}
 
 
 def test_a_gate_is_not_its_other_half() -> None:

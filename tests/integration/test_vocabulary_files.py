@@ -1,22 +1,29 @@
-"""The launcher serves a read-only model folder without tokenizer.json, with the texts of transformers."""
+"""A read-only model folder without tokenizer.json is found, converted and served with the texts of transformers."""
 
+import asyncio
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from textmill_launcher.child_name import ChildName
+from textmill_launcher.model_files import find_model
+from textmill_launcher.settings import load_settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from tests.fakes.processes import launched
+from tests.fakes.real_shard import RealShard
+from tests.fakes.running_router import RunningRouter
 from tests.fakes.tiny_models import make_random_model
 from tests.fakes.vocabulary_files import write_byte_pieces
 
+LIMIT_S = 120
 
-@pytest.mark.slow  # a launcher with its processes takes 15 s
-def test_a_gpt2_of_vocab_json_and_merges_txt_writes_as_in_transformers(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+
+def make_gpt2(folder: Path) -> None:
     config = AutoConfig.for_model(
         "gpt2", vocab_size=380, n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.6, eos_token_id=0
     )
@@ -25,18 +32,35 @@ def test_a_gpt2_of_vocab_json_and_merges_txt_writes_as_in_transformers(tmp_path:
         (folder / name).unlink()
     write_byte_pieces(folder, ("<|endoftext|>",))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+
+
+async def run_process(name: ChildName, command: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Run the helper as the launcher does, and return the last line of its output."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env=dict(environ), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    assert process.returncode == 0, errors.decode()
+    return output.decode().splitlines()[-1]
+
+
+def test_a_gpt2_of_vocab_json_and_merges_txt_writes_as_in_transformers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = tmp_path / "model"
+    make_gpt2(folder)
     names = sorted(path.name for path in folder.iterdir())
     folder.chmod(0o500)
     try:
-        arguments = ["--model-id", str(folder), "--dtype", "float32", "--device", "cpu", "--num-threads", "1"]
-        arguments += ["--conversion-cache", str(tmp_path / "cache")]
-        with launched(arguments, tmp_path) as started:
-            url = started.wait_ready().base_url
-            assert "making tokenizer.json from vocab.json and merges.txt" in started.log_text
-            assert "tokenizer made" in started.log_text
-            body = {"inputs": "The quick brown fox", "parameters": {"max_new_tokens": 24, "do_sample": False}}
-            answer = httpx.post(f"{url}/generate", json=body, timeout=60, trust_env=False)
-            asked = httpx.post(f"{url}/tokenize", json={"inputs": body["inputs"]}, timeout=60, trust_env=False)
+        flags = ["--model-id", str(folder), "--conversion-cache", str(tmp_path / "cache")]
+        found = asyncio.run(find_model(load_settings(flags, {}), dict(os.environ), run_process))
+        assert "making tokenizer.json from vocab.json and merges.txt" in caplog.text
+        assert found.path.parent == tmp_path / "cache" / "tokenizers"
+        body: dict[str, Any] = {"inputs": "The quick brown fox", "parameters": {"max_new_tokens": 24}}
+        with RunningRouter(tmp_path, model=found.path, make_shard=RealShard) as router:
+            answer = httpx.post(f"{router.url}/generate", json=body, timeout=60, trust_env=False)
+            asked = httpx.post(f"{router.url}/tokenize", json=body, timeout=60, trust_env=False)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         ids = tokenizer(body["inputs"], return_tensors="pt").input_ids
         reference: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -39,6 +39,7 @@ from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.server.wire import plan_from_bytes, plan_from_wire
 from textmill_shard.slots.plan import StepResult
 
+from tests.fakes.divided_models import FAMILIES
 from tests.fakes.formula_adapters import read_shift
 from tests.fakes.late_tokens import late_reader
 from tests.fakes.native_cases import native_cache_folder
@@ -315,12 +316,15 @@ def main() -> None:
                 sights[IMAGES + SHARED] = look_at_image(folder, sharing, is_native=True)
             continue
         sights[folder.name] = look(folder, parallel)
-        if folder.name in NATIVE_MODELS:
+        if folder.name in FAMILIES and sharing.room is not None and world_size == 2:
+            sights[folder.name + SHARED] = look(folder, sharing, is_native=True)
+        if folder.name in NATIVE_MODELS and world_size == 2:
             sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)
         if folder.name in LOOP_MODELS:
             sights[folder.name + LOOP] = run_loop(folder, parallel, has_overlap=True)
         if sharing.room is not None and folder.name in SHARED_MODELS:
-            sights[folder.name + SHARED] = look(folder, sharing, is_native=True)
+            if world_size == 2:
+                sights[folder.name + SHARED] = look(folder, sharing, is_native=True)
             if folder.name in LOOP_MODELS:
                 sights[folder.name + LOOP + SHARED] = run_loop(folder, sharing, has_overlap=False)
     torch.save(sights, out)

@@ -145,7 +145,7 @@ SHARD_LIBRARIES = {
     "device": names("torch"),
     "native": names("torch"),
     "slots": names("numpy"),
-    "distributed": names("torch"),
+    "distributed": names("torch transformers"),
     "model": names("torch numpy"),
     "adapters": names("torch safetensors"),
     "attention": names("torch transformers"),

@@ -1,52 +1,50 @@
 """Decides which rows and columns of each tensor a rank owns, and which modules become divided layers for that."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from textmill_shard.distributed.division_rules import (
+    EMBEDDING,
+    OWN_RULES,
+    WHOLE_RULES,
+    ModelRules,
+    Role,
+    Rule,
+    translated,
+)
+from textmill_shard.distributed.index_ranges import Heads, IndexRange, Unit, even_range, runs_of
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 
 # An embedding table below this share of the model stands whole on every rank, because a divided table costs one
 # all-reduce per step.
 MAX_REPLICATED_EMBEDDING_SHARE = 0.05
-
-# Rules of transformers' plan under which the module stands whole on every rank.
-_WHOLE_RULES = frozenset({"replicate", "replicated_with_grad_allreduce"})
-_QUERY_LAYERS = frozenset({"q_proj", "o_proj"})
-_KEY_VALUE_LAYERS = frozenset({"k_proj", "v_proj"})
-
-
-class Role(Enum):
-    """The kind of divided layer that a module becomes."""
-
-    COLUMN = "column"  # a linear layer whose outputs are divided
-    ROW = "row"  # a linear layer whose inputs are divided; the ranks add their outputs up
-    VOCABULARY_HEAD = "vocabulary head"  # divided by token ids; the ranks lay their logits side by side
-    VOCABULARY_EMBEDDING = "vocabulary embedding"  # divided by token ids; the ranks add their rows up
-
-
-@dataclass(frozen=True, slots=True)
-class IndexRange:
-    """Indices start .. stop - 1 of a dimension."""
-
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
+_LINEARS = (nn.Linear, Conv1D)
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The part of one tensor that this rank reads."""
+    """The part of one tensor that this rank reads: runs of indices of a dimension, one behind the other."""
 
     dim: int
-    indices: IndexRange
+    runs: tuple[IndexRange, ...]
+
+    def __len__(self) -> int:
+        return sum(len(run) for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCount:
+    """A number that a module's code reads, as this rank must see it. `name` may lead through the module's config."""
+
+    module: str
+    name: str
+    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,45 +53,24 @@ class IndexPlan:
 
     cut_of_parameter: Mapping[str, Cut] = field(default_factory=dict)
     role_of_module: Mapping[str, Role] = field(default_factory=dict)
+    zeroed_parameters: frozenset[str] = frozenset()  # of another rank, because the ranks add up behind them
+    counts: tuple[LocalCount, ...] = ()
     sizes_of_vocabulary: tuple[int, ...] = ()  # number of token ids per rank, of the head and of the embedding
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """The numbers of attention heads of the whole model."""
-
-    num_heads: int
-    num_kv_heads: int
-
-    def fits(self, world_size: int) -> bool:
-        divides_kv = self.num_kv_heads % world_size == 0 or world_size % self.num_kv_heads == 0
-        return self.num_heads % world_size == 0 and divides_kv
-
-    def kv_range(self, parallel: TensorParallel) -> IndexRange:
-        """Return the key/value heads of this rank. With fewer such heads than ranks, some ranks hold the same head."""
-        if self.num_kv_heads >= parallel.world_size:
-            return even_range(self.num_kv_heads, parallel)
-        head = parallel.rank * self.num_kv_heads // parallel.world_size
-        return IndexRange(head, head + 1)
-
-
-def even_range(size: int, parallel: TensorParallel) -> IndexRange:
-    """Return the part of `size` indices that belongs to this rank; the parts differ by at most one index."""
-    return IndexRange(size * parallel.rank // parallel.world_size, size * (parallel.rank + 1) // parallel.world_size)
 
 
 def build_index_plan(
     model: nn.Module, config: Any, parallel: TensorParallel, *, whole: Sequence[str] = ()
 ) -> IndexPlan:
-    """Build the cuts of this rank from the plan that transformers has for the model (`model.tp_plan`).
+    """Build the cuts of this rank from our own rules for the model, or from those of transformers (`model.tp_plan`).
 
     `whole` are paths of modules that are never divided, with all that is below them. Raises UnsupportedModelError for a
-    model without such a plan, for heads that the ranks cannot share, and for a rule that has no divided layer here.
+    model without rules, for heads that the ranks cannot share, and for a rule that has no divided layer here.
     """
     if parallel.world_size == 1:
         return IndexPlan()
-    rules: dict[str, str] = dict(getattr(model, "tp_plan", None) or {})
-    if not rules:
+    own = OWN_RULES.get(config.model_type)
+    rules: Mapping[str, str] = {} if own is not None else dict(getattr(model, "tp_plan", None) or {})
+    if own is None and not rules:
         raise UnsupportedModelError(
             f"models of type {config.model_type} cannot be divided among {parallel.world_size} shards; "
             "use --num-shard 1"
@@ -105,43 +82,121 @@ def build_index_plan(
             f"{heads.num_heads} attention heads with {heads.num_kv_heads} key/value heads cannot be divided among "
             f"{parallel.world_size} shards; --num-shard can be {', '.join(working)}"
         )
+    builder = _Builder(model, config, parallel, heads, embedding_share=_embedding_share(model, whole))
+    for name, rule in _found_rules(model, own, rules, whole, config.model_type):
+        builder.add(name, rule)
+    return builder.plan(own)
 
-    cuts: dict[str, Cut] = {}
-    roles: dict[str, Role] = {}
-    vocabulary = config.get_text_config().vocab_size
-    cuts_embedding = _embedding_share(model, whole) > MAX_REPLICATED_EMBEDDING_SHARE
-    for name, module in model.named_modules():
-        if _is_below(name, whole):
-            continue
-        rule = next((rule for pattern, rule in rules.items() if _matches(pattern, name)), None)
-        if rule is None or rule in _WHOLE_RULES:
-            continue
-        if rule == "embedding_rowwise" and type(module) is nn.Embedding:
-            if cuts_embedding:
-                roles[name] = Role.VOCABULARY_EMBEDDING
-                cuts[f"{name}.weight"] = Cut(0, even_range(vocabulary, parallel))
-        elif rule == "colwise_gather_output" and name == "lm_head" and type(module) is nn.Linear:
+
+class _Builder:
+    """Collects the cuts and roles, rule by rule."""
+
+    def __init__(
+        self, model: Any, config: Any, parallel: TensorParallel, heads: Heads, *, embedding_share: float
+    ) -> None:
+        self._model = model
+        self._model_type = config.model_type
+        self._heads = heads
+        self._parallel = parallel
+        self._vocabulary: int = config.get_text_config().vocab_size
+        self._cuts_embedding = embedding_share > MAX_REPLICATED_EMBEDDING_SHARE
+        self._cuts: dict[str, Cut] = {}
+        self._roles: dict[str, Role] = {}
+        self._zeroed: set[str] = set()
+
+    def add(self, name: str, rule: Rule) -> None:
+        """Note the cuts of a module or a parameter."""
+        if rule.role in (Role.PARAMETER, Role.OF_FIRST_RANK):
+            parameter = self._model.get_parameter(name)
+            if rule.role is Role.PARAMETER:
+                self._cuts[name] = Cut(rule.dim, self._runs(parameter.shape[rule.dim], rule))
+            elif self._parallel.rank:
+                self._zeroed.add(name)
+            return
+        module = self._model.get_submodule(name)
+        if rule.role is Role.SUM:
+            self._roles[name] = rule.role
+        elif rule.role is Role.VOCABULARY_EMBEDDING and type(module) is nn.Embedding:
+            if self._cuts_embedding:
+                self._roles[name] = rule.role
+                self._cuts[f"{name}.weight"] = Cut(0, (even_range(self._vocabulary, self._parallel),))
+        elif rule.role is Role.VOCABULARY_HEAD and name == "lm_head" and type(module) is nn.Linear:
             # A head that is tied to a whole embedding stays whole too, because both are one tensor.
-            if cuts_embedding or module.weight is not _embedding_weight(model):
-                roles[name] = Role.VOCABULARY_HEAD
-                _cut_outputs(cuts, name, module, even_range(vocabulary, parallel))
-        elif rule == "colwise" and type(module) is nn.Linear:
-            roles[name] = Role.COLUMN
-            _cut_outputs(cuts, name, module, _unit_range(name, module.out_features, heads, parallel))
-        elif rule == "rowwise" and type(module) is nn.Linear:
-            roles[name] = Role.ROW
-            cuts[f"{name}.weight"] = Cut(1, _unit_range(name, module.in_features, heads, parallel))
+            if self._cuts_embedding or module.weight is not _embedding(self._model).weight:
+                self._roles[name] = rule.role
+                self._cut_outputs(name, module, (even_range(self._vocabulary, self._parallel),))
+        elif rule.role is Role.COLUMN and type(module) in _LINEARS:
+            self._roles[name] = rule.role
+            self._cut_outputs(name, module, self._runs(_sizes(module)[1], rule))
+        elif rule.role in (Role.ROW, Role.ROW_PART) and type(module) in _LINEARS:
+            self._roles[name] = rule.role
+            runs = self._runs(_sizes(module)[0], rule)
+            self._cuts[f"{name}.weight"] = Cut(0 if isinstance(module, Conv1D) else 1, runs)
+            if rule.role is Role.ROW_PART and module.bias is not None and self._parallel.rank:
+                self._zeroed.add(f"{name}.bias")
         else:
             raise UnsupportedModelError(
-                f"models of type {config.model_type} cannot be divided among shards yet (rule {rule} of {name}); "
-                "use --num-shard 1"
+                f"models of type {self._model_type} cannot be divided among shards yet (rule {rule.role.value} of "
+                f"{name}); use --num-shard 1"
             )
-    sizes = tuple(len(even_range(vocabulary, TensorParallel(rank, parallel.world_size))) for rank in _ranks(parallel))
-    return IndexPlan(cut_of_parameter=cuts, role_of_module=roles, sizes_of_vocabulary=sizes)
+
+    def plan(self, own: ModelRules | None) -> IndexPlan:
+        world_size = self._parallel.world_size
+        sizes = [len(even_range(self._vocabulary, TensorParallel(rank, world_size))) for rank in range(world_size)]
+        return IndexPlan(
+            cut_of_parameter=self._cuts,
+            role_of_module=self._roles,
+            zeroed_parameters=frozenset(self._zeroed),
+            counts=() if own is None else tuple(self._counts(own)),
+            sizes_of_vocabulary=tuple(sizes),
+        )
+
+    def _counts(self, own: ModelRules) -> Iterator[LocalCount]:
+        for name, module in self._model.named_modules():
+            for pattern, units in own.counts.items():
+                if _matches(pattern, name):
+                    for path, unit in units.items():
+                        yield LocalCount(name, path, self._local(_read(module, path), unit))
+
+    def _local(self, value: int, unit: Unit) -> int:
+        """Return the part of a number of heads, or of indices of heads, that this rank has."""
+        return sum(len(run) for run in runs_of(value, (unit,), self._heads, self._parallel))
+
+    def _runs(self, size: int, rule: Rule) -> tuple[IndexRange, ...]:
+        return runs_of(size, rule.units, self._heads, self._parallel)
+
+    def _cut_outputs(self, name: str, module: Any, runs: tuple[IndexRange, ...]) -> None:
+        self._cuts[f"{name}.weight"] = Cut(1 if isinstance(module, Conv1D) else 0, runs)
+        if module.bias is not None:
+            self._cuts[f"{name}.bias"] = Cut(0, runs)
 
 
-def _ranks(parallel: TensorParallel) -> range:
-    return range(parallel.world_size)
+def _found_rules(
+    model: Any, own: ModelRules | None, rules: Mapping[str, str], whole: Sequence[str], model_type: str
+) -> Iterator[tuple[str, Rule]]:
+    """Return the modules and parameters that a rule is for. The embedding is divided where no rule speaks of it."""
+    embedding = _embedding(model)
+    parts: list[tuple[str, Any, bool]] = [(name, module, False) for name, module in model.named_modules()]
+    parts += [(name, parameter, True) for name, parameter in model.named_parameters()]
+    for name, part, is_parameter in parts:
+        if _is_below(name, whole):
+            continue
+        if own is not None:
+            rule = next((rule for pattern, rule in own.rules.items() if _matches_part(pattern, name, part)), None)
+        else:
+            word = next((word for pattern, word in rules.items() if _matches(pattern, name)), None)
+            if word in WHOLE_RULES:
+                continue
+            rule = None if word is None else translated(word, name, is_parameter=is_parameter)
+            if word is not None and rule is None:
+                raise UnsupportedModelError(
+                    f"models of type {model_type} cannot be divided among shards yet (rule {word} of {name}); "
+                    "use --num-shard 1"
+                )
+        if rule is None and part is embedding and type(part) is nn.Embedding:
+            rule = EMBEDDING
+        if rule is not None:
+            yield name, rule
 
 
 def _heads_of(config: Any) -> Heads:
@@ -150,22 +205,16 @@ def _heads_of(config: Any) -> Heads:
     return Heads(num_heads=num_heads, num_kv_heads=int(getattr(text_config, "num_key_value_heads", None) or num_heads))
 
 
-def _unit_range(name: str, size: int, heads: Heads, parallel: TensorParallel) -> IndexRange:
-    """Return the part of this rank. No attention head is divided between two ranks."""
-    last = name.rpartition(".")[2]
-    if last in _KEY_VALUE_LAYERS:
-        width, indices = size // heads.num_kv_heads, heads.kv_range(parallel)
-    elif last in _QUERY_LAYERS:
-        width, indices = size // heads.num_heads, even_range(heads.num_heads, parallel)
-    else:
-        return even_range(size, parallel)
-    return IndexRange(indices.start * width, indices.stop * width)
+def _sizes(layer: Any) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs of a linear layer. GPT-2's `Conv1D` holds the weight as `[I, O]`."""
+    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
 
 
-def _cut_outputs(cuts: dict[str, Cut], name: str, module: nn.Linear, indices: IndexRange) -> None:
-    cuts[f"{name}.weight"] = Cut(0, indices)
-    if module.bias is not None:
-        cuts[f"{name}.bias"] = Cut(0, indices)
+def _read(module: Any, path: str) -> int:
+    value = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    return int(value)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -173,8 +222,14 @@ def _matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) and pattern.count(".") == name.count(".")
 
 
-def _embedding_weight(model: nn.Module) -> Any:
-    return model.get_input_embeddings().weight  # type: ignore[operator]
+def _matches_part(pattern: str, name: str, part: Any) -> bool:
+    """Whether one of our rules is for a module or parameter. `mlp[experts]` is an mlp that has experts."""
+    path, _, child = pattern.partition("[")
+    return _matches(path, name) and (not child or hasattr(part, child.removesuffix("]")))
+
+
+def _embedding(model: Any) -> Any:
+    return model.get_input_embeddings()
 
 
 def _is_below(name: str, paths: Sequence[str]) -> bool:
@@ -187,4 +242,4 @@ def _embedding_share(model: nn.Module, whole: Sequence[str]) -> float:
     All ranks must find the same share, and one rank alone has the tower of a model with images.
     """
     counted = [parameter.numel() for name, parameter in model.named_parameters() if not _is_below(name, whole)]
-    return float(_embedding_weight(model).numel() / sum(counted))
+    return float(_embedding(model).weight.numel() / sum(counted))

@@ -2,11 +2,15 @@
 
 # ... any leading dimensions, I inputs, O outputs, V vocabulary
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
-from textmill_shard.distributed.index_plan import IndexRange, Role
+from textmill_shard.distributed.division_rules import Role
+from textmill_shard.distributed.index_ranges import IndexRange
 from textmill_shard.distributed.parallel import TensorParallel
 
 
@@ -74,12 +78,39 @@ class VocabularyParallelEmbedding(nn.Module):
 def divide_layer(
     module: nn.Module, *, role: Role, indices: IndexRange, parallel: TensorParallel, vocabulary_sizes: tuple[int, ...]
 ) -> nn.Module:
-    """Return the divided layer for a plain layer, with the plain layer's parameters, whose weights have been read."""
+    """Return the divided layer for a plain layer, with the plain layer's parameters, whose weights have been read.
+
+    `indices` are the first run of the indices of this rank, which is the only run of a vocabulary.
+    """
     if isinstance(module, nn.Embedding):
         return VocabularyParallelEmbedding(module.weight, parallel, indices)
-    assert isinstance(module, nn.Linear), module
-    if role is Role.COLUMN:
-        return ColumnParallelLinear(module.weight, module.bias)
+    assert isinstance(module, nn.Linear | Conv1D), module
+    weight_OI = module.weight
+    if isinstance(module, Conv1D):  # GPT-2's layer holds the weight as `[I, O]`
+        weight_OI = nn.Parameter(weight_OI.detach().T.contiguous(), requires_grad=False)
+    if role in (Role.COLUMN, Role.ROW_PART):
+        return ColumnParallelLinear(weight_OI, module.bias)
     if role is Role.ROW:
-        return RowParallelLinear(module.weight, module.bias, parallel)
-    return VocabularyParallelHead(module.weight, module.bias, parallel, vocabulary_sizes)
+        return RowParallelLinear(weight_OI, module.bias, parallel)
+    return VocabularyParallelHead(weight_OI, module.bias, parallel, vocabulary_sizes)
+
+
+def add_up_outputs(module: nn.Module, parallel: TensorParallel) -> None:
+    """Let the ranks add up what a module returns, or the first of several tensors that the module returns."""
+
+    def add(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (parallel.all_reduce(output[0]), *output[1:])
+        return parallel.all_reduce(output)
+
+    module.register_forward_hook(add)
+
+
+class LocalNumbers:
+    """A config of which this rank sees other numbers in some places. Everything else is the config's own."""
+
+    def __init__(self, config: Any) -> None:
+        self.__dict__["_config"] = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_config"], name)

@@ -11,10 +11,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils.logging import disable_progress_bar
 
+from textmill_shard.distributed.division_rules import Role
 from textmill_shard.distributed.index_plan import IndexPlan, build_index_plan
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelFilesError, UnsupportedModelError
-from textmill_shard.layers.parallel_layers import divide_layer
+from textmill_shard.layers.parallel_layers import LocalNumbers, add_up_outputs, divide_layer
 from textmill_shard.layouts.image_families import ImageFamily
 from textmill_shard.layouts.image_tower import leave_out, tower_parts
 from textmill_shard.loader.library_errors import as_model_error
@@ -26,6 +27,7 @@ from textmill_shard.loader.weight_reader import (
     check_left_over,
     check_matching,
     match_names,
+    match_stacks,
     move_buffers,
     read_weights,
 )
@@ -85,6 +87,8 @@ def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], N
     matching = match_names(model, source.files)
     if matching.missing and source.parallel.world_size == 1:
         return _whole(_fill_by_transformers(source))
+    if matching.missing:
+        matching = match_stacks(model, source.files)
     check_matching(matching, folder=source.folder, must_fit=source.family is not None)
     tower = () if source.family is None else tower_parts(model)
     if not source.wants_tower:
@@ -158,13 +162,23 @@ def _fill_by_transformers(source: ModelSource) -> Any:
 
 def _divide(model: nn.Module, plan: IndexPlan, parallel: TensorParallel) -> None:
     for name, role in plan.role_of_module.items():
+        if role is Role.SUM:
+            add_up_outputs(model.get_submodule(name), parallel)
+            continue
         parent_name, _, leaf = name.rpartition(".")
         parent = model.get_submodule(parent_name)
         layer = divide_layer(
             model.get_submodule(name),
             role=role,
-            indices=plan.cut_of_parameter[f"{name}.weight"].indices,
+            indices=plan.cut_of_parameter[f"{name}.weight"].runs[0],
             parallel=parallel,
             vocabulary_sizes=plan.sizes_of_vocabulary,
         )
         setattr(parent, leaf, layer)
+    for count in plan.counts:
+        owner: Any = model.get_submodule(count.module)
+        if count.name.startswith("config."):
+            if not isinstance(owner.config, LocalNumbers):
+                owner.config = LocalNumbers(owner.config)
+            owner = owner.config
+        setattr(owner, count.name.rpartition(".")[2], count.value)

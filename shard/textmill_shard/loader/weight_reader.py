@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from textmill_shard.distributed.index_plan import Cut, IndexPlan
+from textmill_shard.distributed.index_ranges import IndexRange
 from textmill_shard.errors import ModelFilesError
+from textmill_shard.loader.expert_stacks import Stack, find_stacks
 from textmill_shard.loader.model_files import WeightFiles
 from textmill_shard.loader.stored_form import check_plain
 from textmill_shard.loader.tensor_files import open_tensors
@@ -30,11 +32,13 @@ class Matching:
     tensor_of_name: dict[str, str]
     missing: tuple[str, ...]  # names of the model without a tensor
     unexpected: tuple[str, ...]  # tensors without a name in the model
+    stacks: Mapping[str, Stack] = field(default_factory=dict)  # which tensors make up a parameter, by its name
 
     def within(self, names: Container[str]) -> "Matching":
         """Return the matching of a model that has these of the names alone."""
         kept = {name: tensor for name, tensor in self.tensor_of_name.items() if name in names}
-        return replace(self, tensor_of_name=kept)
+        stacks = {name: stack for name, stack in self.stacks.items() if name in names}
+        return replace(self, tensor_of_name=kept, stacks=stacks)
 
 
 def match_names(model: nn.Module, files: WeightFiles) -> Matching:
@@ -48,6 +52,27 @@ def match_names(model: nn.Module, files: WeightFiles) -> Matching:
         return found
     renamed = _match(model, stored_by_new_name(model, files.file_of_tensor))
     return renamed if len(renamed.missing) < len(found.missing) else found
+
+
+def match_stacks(model: nn.Module, files: WeightFiles) -> Matching:
+    """Match names as `match_names` does, where the checkpoint stores the experts of a layer one by one."""
+    stacks = find_stacks(model, files.file_of_tensor)
+    stacks = {name: stack for name, stack in stacks.items() if _is_whole(model, name, stack)}
+    used = {tensor for stack in stacks.values() for part in stack for tensor in part}
+    stored = stored_by_new_name(model, [name for name in files.file_of_tensor if name not in used])
+    found = _match(model, stored)
+    missing = tuple(name for name in found.missing if name not in stacks)
+    return replace(found, missing=missing, stacks=stacks)
+
+
+def _is_whole(model: nn.Module, name: str, stack: Stack) -> bool:
+    """Whether a parameter of the model gets as many experts as it has, in each part."""
+    module_name, _, leaf = name.rpartition(".")
+    try:
+        parameter = getattr(model.get_submodule(module_name), leaf)
+    except AttributeError:  # a tensor that the model has no place for
+        return False
+    return all(len(part) == parameter.shape[0] for part in stack)
 
 
 def _match(model: nn.Module, stored_of_name: Mapping[str, str]) -> Matching:
@@ -139,18 +164,25 @@ def read_weights(
     for name, stored_name in matching.tensor_of_name.items():
         names_by_file.setdefault(files.file_of_tensor[stored_name], []).append(name)
     num_read = 0
+    num_wanted = len(matching.tensor_of_name) + len(matching.stacks)
     for path, names in sorted(names_by_file.items()):
         with open_tensors(path) as opened:
             for name in names:
-                tensor = _read_run(opened, matching.tensor_of_name[name], plan.cut_of_parameter.get(name))
+                tensor = _read_part(opened, matching.tensor_of_name[name], plan.cut_of_parameter.get(name))
                 check_plain(name, tensor.dtype, _member(model, name).dtype, path=path)
                 wanted = tensor.dtype if not tensor.is_floating_point() else dtype
                 if any(pattern.search(name) for pattern in keep_in_fp32):
                     wanted = torch.float32
                 # Always a copy, because the tensor may lie in the mapped file.
-                _put(model, name, tensor.to(device=device, dtype=wanted, copy=True).contiguous(), plan)
+                copied = tensor.to(device=device, dtype=wanted, copy=True).contiguous()
+                _put(model, name, copied.zero_() if name in plan.zeroed_parameters else copied, plan)
                 num_read += 1
-                on_progress(num_read / len(matching.tensor_of_name))
+                on_progress(num_read / num_wanted)
+    for name, stack in matching.stacks.items():
+        tensor = _read_stack(files, stack, list(_member(model, name).shape), plan.cut_of_parameter.get(name))
+        _put(model, name, tensor.to(device=device, dtype=dtype).contiguous(), plan)
+        num_read += 1
+        on_progress(num_read / num_wanted)
     _tie(model, matching)
 
 
@@ -171,15 +203,36 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
                 module._buffers[name] = buffer.to(device)
 
 
-def _read_run(opened: Any, tensor: str, cut: Cut | None) -> torch.Tensor:
+def _read_part(opened: Any, tensor: str, cut: Cut | None) -> torch.Tensor:
+    """Return the indices of this rank of a tensor, of which no others are read."""
     read: torch.Tensor
     if cut is None:
         read = opened.get_tensor(tensor)
-    elif cut.dim == 0:
-        read = opened.get_slice(tensor)[cut.indices.start : cut.indices.stop]
-    else:
-        read = opened.get_slice(tensor)[:, cut.indices.start : cut.indices.stop]
-    return read
+        return read
+    stored = opened.get_slice(tensor)
+    before = (slice(None),) * cut.dim
+    parts = [stored[(*before, slice(run.start, run.stop))] for run in cut.runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=cut.dim)
+
+
+def _read_stack(files: WeightFiles, stack: Stack, shape: Sequence[int], cut: Cut | None) -> torch.Tensor:
+    """Return `[experts, A, B]`: the parts of the stack lie one behind the other in A, and each has all experts."""
+    num_parts, height = len(stack), shape[1] // len(stack)
+    parts = []
+    for number, tensors in enumerate(stack):
+        own = None
+        if cut is not None and cut.dim == 2:
+            own = Cut(1, cut.runs)
+        elif cut is not None:
+            assert len(cut.runs) == num_parts, (cut, stack)  # a run for each part
+            run, start = cut.runs[number], number * height
+            own = Cut(0, (IndexRange(run.start - start, run.stop - start),))
+        experts = []
+        for tensor in tensors:
+            with open_tensors(files.file_of_tensor[tensor]) as opened:
+                experts.append(_read_part(opened, tensor, own))
+        parts.append(torch.stack(experts))
+    return torch.cat(parts, dim=1)
 
 
 def _put(model: nn.Module, name: str, tensor: torch.Tensor, plan: IndexPlan) -> None:
@@ -188,7 +241,7 @@ def _put(model: nn.Module, name: str, tensor: torch.Tensor, plan: IndexPlan) -> 
     cut = plan.cut_of_parameter.get(name)
     wanted = list(_member(model, name).shape)
     if cut is not None:
-        wanted[cut.dim] = len(cut.indices)
+        wanted[cut.dim] = len(cut)
     if list(tensor.shape) != wanted:
         raise ModelFilesError(f"{name} has shape {list(tensor.shape)} in the files, config.json asks for {wanted}")
     if leaf in module._parameters:

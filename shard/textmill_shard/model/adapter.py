@@ -7,10 +7,11 @@ The layer's output `x W^T` becomes `x W^T + scale (x A^T) B^T` in the rows of th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
+Indices: TypeAlias = slice | torch.Tensor  # of a dimension: one run, or int64 `[n]`
 NO_ADAPTER = 0  # the place that stands for the base model in `ForwardBatch.adapters_R`
 
 
@@ -28,8 +29,8 @@ class LinearPart:
 
     in_features: int  # of the whole layer
     out_features: int
-    inputs: slice  # of this rank
-    outputs: slice
+    inputs: Indices  # of this rank
+    outputs: Indices
 
 
 @dataclass(frozen=True, slots=True)

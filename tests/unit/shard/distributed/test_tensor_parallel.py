@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from textmill_shard.distributed.index_plan import Heads, IndexRange, even_range
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from tests.fakes.divided_models import FAMILIES, make_family
 from tests.fakes.native_cases import native_kernels
 from tests.fakes.rank_worker import (
     IMAGES,
@@ -32,7 +32,8 @@ from tests.fakes.rank_worker import (
     look_at_image,
     run_loop,
 )
-from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
+from tests.fakes.tiny_models import make_random_model, make_tiny_llama, make_tiny_model
+from tests.zoo.dense import DENSE
 from tests.zoo.image_drive import make_image_model
 from tests.zoo.images import IMAGE_ZOO
 
@@ -64,6 +65,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         make_tiny_model(root / "qwen3", "qwen3"),
         make_tiny_model(root / "biases", "llama", attention_bias=True, mlp_bias=True),
     ]
+    made += [make_family(name, root / name) for name in FAMILIES]
     (root / IMAGES).mkdir()
     made.append(make_image_model(LLAVA, root / IMAGES).folder)
     return {folder.name: folder for folder in made}
@@ -78,7 +80,7 @@ def ranks(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def four_ranks(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, RankSight]]:
     """The findings of each of four ranks, of which two share a key/value head or all four have one."""
-    wanted = [folders[name] for name in ("llama", "one-kv-head", "qwen3")]
+    wanted = [folders[name] for name in ("llama", "one-kv-head", "qwen3", *FAMILIES)]
     return look_by_ranks(4, wanted, tmp_path_factory.mktemp("four"))
 
 
@@ -133,6 +135,36 @@ def test_four_ranks_give_the_logits_of_one(
         assert rank[name].tokens == alone.tokens
         assert ((rank[name].logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
         assert rank[name].weight_bytes <= 0.4 * alone.weight_bytes
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ranks_of_fused_layers_and_experts_give_the_logits_of_one(
+    folders: Mapping[str, Path], ranks: list[Any], four_ranks: list[Any], name: str
+) -> None:
+    alone = look(folders[name], TensorParallel())
+    scale = alone.logits.abs().max()
+    sights = [rank[name] for rank in (*ranks, *four_ranks)]
+    sights += [rank[name + SHARED] for rank in ranks if name + SHARED in rank]
+    for sight in sights:
+        assert sight.tokens == alone.tokens
+        assert ((sight.logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
+        assert ((sight.projected - alone.projected).abs().max() / scale).item() <= TOLERANCE
+    for num_ranks, group in ((2, ranks), (4, four_ranks)):
+        for rank in group:
+            # Norms, routers, positions, latent vectors, and heads that several ranks hold stand whole.
+            assert rank[name].weight_bytes <= (1 / num_ranks + 0.32) * alone.weight_bytes
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_step_of_fused_layers_and_experts_reduces_once_per_attention_and_once_per_mlp(
+    ranks: list[Mapping[str, RankSight]], name: str
+) -> None:
+    for rank in ranks:
+        is_table_cut = "VocabularyParallelEmbedding" in rank[name].layer_kinds
+        expected = {"all_reduce": 2 * FAMILIES[name].num_layers + is_table_cut, "all_gather": 1}
+        assert rank[name].exchanges == expected
 
 
 @needs_ranks
@@ -278,18 +310,6 @@ def test_rank_with_least_memory_decides_the_number_of_blocks(ranks: list[Mapping
     assert [rank["llama"].num_blocks for rank in ranks] == [19, 19]
 
 
-def test_ranks_beyond_the_key_value_heads_share_them_in_order() -> None:
-    heads = Heads(num_heads=8, num_kv_heads=2)
-    ranges = [heads.kv_range(TensorParallel(rank, 4)) for rank in range(4)]
-    assert ranges == [IndexRange(0, 1), IndexRange(0, 1), IndexRange(1, 2), IndexRange(1, 2)]
-    assert [size for size in range(1, 9) if heads.fits(size)] == [1, 2, 4, 8]
-
-
-def test_uneven_sizes_are_covered_without_gaps() -> None:
-    ranges = [even_range(10, TensorParallel(rank, 3)) for rank in range(3)]
-    assert ranges == [IndexRange(0, 3), IndexRange(3, 6), IndexRange(6, 10)]
-
-
 def refusal(folder: Path, world_size: int) -> str:
     parallel = TensorParallel(rank=0, world_size=world_size)
     with pytest.raises(UnsupportedModelError) as refused:
@@ -305,5 +325,6 @@ def test_heads_that_do_not_divide_name_the_sizes_that_work(tmp_path: Path) -> No
 
 
 def test_architecture_without_a_rule_is_refused(tmp_path: Path) -> None:
-    folder = make_tiny_model(tmp_path / "gpt2", "gpt2")
-    assert refusal(folder, 2) == "models of type gpt2 cannot be divided among 2 shards; use --num-shard 1"
+    config = next(entry.config for entry in DENSE if entry.name == "gpt_bigcode")
+    make_random_model(AutoConfig.for_model("gpt_bigcode", **config), tmp_path)
+    assert refusal(tmp_path, 2) == "models of type gpt_bigcode cannot be divided among 2 shards; use --num-shard 1"

@@ -34,25 +34,58 @@ IMAGES: Mapping[str, Mapping[str, Any]] = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     "mobilenet_v2": {"depth_multiplier": 0.25},
 }
-OBJECTS: Mapping[str, Mapping[str, Any]] = {
-    "yolos": {**_VISION, "image_size": [64, 96], "num_detection_tokens": 12},
-    "detr": {
-        "d_model": 32,
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 48,
-        "decoder_ffn_dim": 48,
-        "num_queries": 12,
-        "use_timm_backbone": False,
-        "use_pretrained_backbone": False,
-        "backbone": None,
-        "backbone_config": {"model_type": "resnet", **IMAGES["resnet"], "out_features": ["stage2"]},
-    },
-}
 _RESNET4: dict[str, Any] = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 32]}
 _RESNET4 |= {"depths": [1] * 4, "layer_type": "basic", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+_DETR: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "num_queries": 12,
+    "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
+    "backbone": None,
+    "backbone_config": {"model_type": "resnet", **IMAGES["resnet"], "out_features": ["stage2"]},
+}
+OBJECTS: Mapping[str, Mapping[str, Any]] = {
+    "yolos": {**_VISION, "image_size": [64, 96], "num_detection_tokens": 12},
+    "detr": _DETR,
+    "conditional_detr": _DETR,
+    "table-transformer": _DETR,
+    "deformable_detr": {
+        **_DETR,
+        "d_model": 64,
+        "decoder_layers": 2,
+        "backbone_config": {**_RESNET4, "out_features": ["stage2", "stage3", "stage4"]},
+        "disable_custom_kernels": True,
+    },
+    "rt_detr": {
+        "d_model": 32,
+        "encoder_hidden_dim": 32,
+        "encoder_in_channels": [16, 16, 32],
+        "encoder_ffn_dim": 48,
+        "encoder_attention_heads": 4,
+        "feat_strides": [8, 16, 32],
+        "decoder_in_channels": [32, 32, 32],
+        "decoder_layers": 1,
+        "decoder_ffn_dim": 48,
+        "decoder_attention_heads": 4,
+        "num_queries": 12,
+        "anchor_image_size": [64, 64],
+        "disable_custom_kernels": True,
+        "backbone_config": {
+            "model_type": "rt_detr_resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16, 16, 32],
+            "depths": [1] * 4,
+            "layer_type": "basic",
+            "out_features": ["stage2", "stage3", "stage4"],
+        },
+    },
+}
 _SWIN: dict[str, Any] = {"model_type": "swin", "image_size": 64, "patch_size": 4, "embed_dim": 16, "window_size": 4}
 _SWIN |= {"depths": [1] * 4, "num_heads": [2] * 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
 _DECODER: dict[str, Any] = {"model_type": "detr", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
@@ -64,6 +97,8 @@ SEGMENTS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": [1, 1, 2, 2],
         "decoder_hidden_size": 16,
     },
+    "upernet": {"backbone_config": _SWIN, "hidden_size": 16, "auxiliary_channels": 8, "auxiliary_in_channels": 64},
+    "beit": {**_VISION, "num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
     "maskformer": {
         "fpn_feature_size": 32,
         "mask_feature_size": 32,
@@ -83,7 +118,7 @@ SEGMENTS: Mapping[str, Mapping[str, Any]] = {
         "backbone_config": _SWIN,
     },
     "detr": {
-        **OBJECTS["detr"],
+        **_DETR,
         "encoder_attention_heads": 8,
         "decoder_attention_heads": 8,
         "backbone_config": _RESNET4,
@@ -93,6 +128,8 @@ SOUNDS: Mapping[str, Mapping[str, Any]] = {
     "wav2vec2": _SPEECH,
     "hubert": _SPEECH,
     "wavlm": _SPEECH,
+    "unispeech-sat": _SPEECH,
+    "data2vec-audio": _SPEECH,
     "audio-spectrogram-transformer": {**_VISION, "max_length": 64, "num_mel_bins": 16, "patch_size": 8},
 }
 _PROCESSORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -106,7 +143,13 @@ _PROCESSORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "yolos": ("YolosImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
     "detr": ("DetrImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+    "conditional_detr": ("ConditionalDetrImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+    "table-transformer": ("DetrImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+    "deformable_detr": ("DeformableDetrImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+    "rt_detr": ("RTDetrImageProcessor", {"size": {"height": 64, "width": 64}}),
     "segformer": ("SegformerImageProcessor", {"size": {"height": 64, "width": 64}}),
+    "upernet": ("SegformerImageProcessor", {"size": {"height": 64, "width": 64}}),
+    "beit": ("BeitImageProcessor", {"size": {"height": 32, "width": 32}, "do_center_crop": False}),
     "maskformer": ("MaskFormerImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}, "size_divisor": 32}),
     "mask2former": (
         "Mask2FormerImageProcessor",

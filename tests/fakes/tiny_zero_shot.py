@@ -1,11 +1,14 @@
 """Makes tiny random models of images that read texts of a call, or give depths, in the folder layout of real models."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import AutoConfig
+from transformers.models.zoedepth import image_processing_pil_zoedepth
 
 from tests.fakes.tiny_media import write_json
 from tests.fakes.word_tokenizer import SEP_ID, vocabulary, write_word_tokenizer
@@ -147,3 +150,21 @@ def make_picture_model(folder: Path, model_type: str, auto_class: Any, *, seed: 
     if model_type not in DEPTHS:
         write_word_tokenizer(folder)
     return model
+
+
+def _resize(depth: torch.Tensor, *, size: list[int], interpolation: str, antialias: bool) -> torch.Tensor:
+    """Resize as torchvision does tensors: `resize` of its v2 functions is torch's own interpolation."""
+    return torch.nn.functional.interpolate(
+        depth[None], size=size, mode=interpolation, align_corners=False, antialias=antialias
+    )[0]
+
+
+@contextmanager
+def lent_resize() -> Iterator[None]:
+    """Let the processor of ZoeDepth resize depths, which needs torchvision without this."""
+    modes = SimpleNamespace(BICUBIC="bicubic")
+    image_processing_pil_zoedepth.tvF = SimpleNamespace(resize=_resize, InterpolationMode=modes)
+    try:
+        yield
+    finally:
+        del image_processing_pil_zoedepth.tvF

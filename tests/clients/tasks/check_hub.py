@@ -23,6 +23,7 @@ CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("table-question-answering", "table_question_answering", {"query": "how many?", "table": {"name": ["a", "b"]}}),
     ("image-classification", "image_classification", {"image": PICTURE}),
     ("object-detection", "object_detection", {"image": PICTURE, "threshold": 0.3}),
+    ("image-segmentation", "image_segmentation", {"image": PICTURE}),
     (
         "zero-shot-image-classification",
         "zero_shot_image_classification",
@@ -64,6 +65,8 @@ def check(method: str, found: Any) -> None:
             assert {one.label for one in found} == {"cat", "dog"}
         case "object_detection":
             assert [one.label for one in found] == ["dog", "cow"]
+        case "image_segmentation":
+            assert [(one.label, one.mask.size) for one in found] == [("cat", (1, 1)), ("cow", (1, 1))]
         case "automatic_speech_recognition":
             assert found.text.startswith("0 ''")
         case "text_to_speech":

@@ -21,6 +21,9 @@ KINDS = {
     "table-question-answering": RowShardOptions(heads=("cells",), labels=("NONE", "SUM"), media="table"),
     "image-classification": RowShardOptions(heads=("labels",), labels=("cat", "dog"), media="image"),
     "object-detection": RowShardOptions(heads=("boxes",), labels=("cat", "dog", "cow"), media="image"),
+    "image-segmentation": RowShardOptions(
+        heads=("segments",), labels=("cat", "dog", "cow"), media="image", max_batch_files=1, subtasks=("panoptic",)
+    ),
     "zero-shot-image-classification": RowShardOptions(heads=("pair_scores",), media="image"),
     "audio-classification": RowShardOptions(heads=("labels",), labels=("cat", "dog"), media="audio"),
     "automatic-speech-recognition": RowShardOptions(heads=("transcripts",), media="audio", max_batch_files=1),

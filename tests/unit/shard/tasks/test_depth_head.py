@@ -1,24 +1,23 @@
 """Depths of images in tiny random models, against transformers' own pipeline."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from textmill_shard.errors import UnsupportedModelError
-from textmill_shard.tasks.depth_head import MAX_PIXELS, pick_resize
+from textmill_shard.tasks.depth_head import pick_resize
 from textmill_shard.tasks.media_loader import LoadedMedia, MediaLimits, load_media
 from textmill_shard.tasks.rows import Depth, FailureCode, HeadName, MediaRow, RowFailure
 from textmill_shard.tasks.task_loader import TaskOptions
 from transformers import AutoModelForDepthEstimation, pipeline
-from transformers.models.zoedepth import image_processing_pil_zoedepth
 
 from tests.fakes.tiny_media import picture_file
-from tests.fakes.tiny_zero_shot import DEPTHS, make_picture_model
+from tests.fakes.tiny_zero_shot import DEPTHS, lent_resize, make_picture_model
 
 LIMITS = MediaLimits(max_pixels=50_000_000, max_seconds=100.0)
 TOLERANCE = 1e-5
@@ -33,24 +32,15 @@ def compute(loaded: LoadedMedia, files: list[bytes]) -> list[Any]:
     return loaded.runner.run(loaded.head, loaded.runner.read([MediaRow(file) for file in files]))
 
 
-def resize(depth: torch.Tensor, *, size: list[int], interpolation: str, antialias: bool) -> torch.Tensor:
-    """Resize as torchvision does tensors: `resize` of its v2 functions is torch's own interpolation."""
-    return torch.nn.functional.interpolate(
-        depth[None], size=size, mode=interpolation, align_corners=False, antialias=antialias
-    )[0]
-
-
 @pytest.mark.parametrize("model_type", DEPTHS)
-def test_depths_are_those_of_the_pipeline(tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The processor of ZoeDepth needs torchvision, which is not installed here.
-    vision = SimpleNamespace(resize=resize, InterpolationMode=SimpleNamespace(BICUBIC="bicubic"))
+def test_depths_are_those_of_the_pipeline(tmp_path: Path, model_type: str) -> None:
     make_picture_model(tmp_path, model_type, AutoModelForDepthEstimation)
     loaded = load(tmp_path)
     assert (loaded.head, loaded.media, loaded.labels, loaded.max_batch_files) == (HeadName.DEPTHS, "image", (), 1)
-    monkeypatch.setattr(image_processing_pil_zoedepth, "tvF", vision, raising=False)
     peer = pipeline("depth-estimation", model=str(tmp_path))
     for file, found in zip(FILES, compute(loaded, FILES), strict=True):
-        expected = peer(Image.open(io.BytesIO(file)).convert("RGB"))
+        with lent_resize() if model_type == "zoedepth" else nullcontext():
+            expected = peer(Image.open(io.BytesIO(file)).convert("RGB"))
         assert isinstance(found, Depth)
         assert found.depths_HW.shape == expected["predicted_depth"].shape
         np.testing.assert_allclose(found.depths_HW, expected["predicted_depth"].numpy(), atol=TOLERANCE)
@@ -60,17 +50,16 @@ def test_depths_are_those_of_the_pipeline(tmp_path: Path, model_type: str, monke
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected["depth"]))
 
 
-def test_an_image_of_more_pixels_than_an_answer_has_is_refused_before_it_is_computed(tmp_path: Path) -> None:
+def test_an_image_of_more_pixels_than_an_answer_has_is_refused_before_it_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_picture_model(tmp_path, "dpt", AutoModelForDepthEstimation)
     loaded = load(tmp_path)
-    written = io.BytesIO()
-    side = 1 << 11
-    Image.new("RGB", (side, side + 1)).save(written, "PNG")
-    assert side * side == MAX_PIXELS
-    too_large, good = compute(loaded, [written.getvalue(), FILES[0]])
+    monkeypatch.setattr("textmill_shard.tasks.depth_head.MAX_PIXELS", 64 * 64)
+    too_large, good = compute(loaded, [picture_file(64, 65), picture_file(64, 64)])
     assert isinstance(too_large, RowFailure)
     assert too_large.code is FailureCode.BAD_MEDIA
-    assert "2048 x 2049 pixels, and depths are answered for at most 4194304" in too_large.message
+    assert "64 x 65 pixels, and depths are answered for at most 4096" in too_large.message
     assert isinstance(good, Depth)
 
 

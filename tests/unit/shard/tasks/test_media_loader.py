@@ -92,6 +92,8 @@ def test_objects_are_those_of_the_pipeline(tmp_path: Path, model_type: str) -> N
 
 SEGMENTERS = {
     "segformer": AutoModelForSemanticSegmentation,
+    "upernet": AutoModelForSemanticSegmentation,
+    "beit": AutoModelForSemanticSegmentation,
     "maskformer": AutoModelForUniversalSegmentation,
     "mask2former": AutoModelForUniversalSegmentation,
     "detr": AutoModelForImageSegmentation,
@@ -102,7 +104,8 @@ SEGMENTERS = {
 def test_segments_are_those_of_the_pipeline(tmp_path: Path, model_type: str) -> None:
     make_media_model(tmp_path, model_type, SEGMENTERS[model_type], num_labels=4)
     loaded = load(tmp_path, "image-segmentation")
-    subtasks = ("semantic",) if model_type == "segformer" else ("panoptic", "instance", "semantic")
+    is_semantic = SEGMENTERS[model_type] is AutoModelForSemanticSegmentation
+    subtasks = ("semantic",) if is_semantic else ("panoptic", "instance", "semantic")
     assert (loaded.subtasks, loaded.max_batch_files) == (subtasks, 1)
     peer = pipeline("image-segmentation", model=str(tmp_path))
     num_segments = 0
@@ -162,7 +165,7 @@ def test_labels_of_audio_are_those_of_the_pipeline(tmp_path: Path, model_type: s
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # of transformers' code of WavLM
-@pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm", "unispeech-sat", "data2vec-audio"])
 @pytest.mark.parametrize("timestamps", [Timestamps.NONE, Timestamps.WORDS, Timestamps.CHARACTERS])
 def test_characters_of_speech_are_those_of_the_pipeline(
     tmp_path: Path, model_type: str, timestamps: Timestamps

@@ -167,10 +167,11 @@ def test_an_odd_picture_is_read(clients: dict[str, httpx.Client], name: str) -> 
     assert sum(each["score"] for each in answer.json()) == pytest.approx(1.0)
 
 
-def test_a_wav_that_promises_4_gb_is_read_as_far_as_it_goes(clients: dict[str, httpx.Client]) -> None:
-    """Programs that write to a pipe do not know the length, and promise the most."""
+@pytest.mark.parametrize("size", [0, 2**32 - 1])
+def test_a_wav_from_a_pipe_is_read_as_far_as_it_goes(clients: dict[str, httpx.Client], size: int) -> None:
+    """Programs that write to a pipe do not know the length, and promise nothing or the most."""
     samples = (np.sin(np.arange(8000) / 5) * 9000).astype("<i2").tobytes()
-    answer = answer_beside_normal_calls(clients["audio"], wav(samples, size=2**32 - 100), sound_file(0.5))
+    answer = answer_beside_normal_calls(clients["audio"], wav(samples, size=size), sound_file(0.5))
     plain = clients["audio"].post("/", content=wav(samples)).json()
     assert [each["score"] for each in answer.json()] == pytest.approx([each["score"] for each in plain], abs=1e-5)
 

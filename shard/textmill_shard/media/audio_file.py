@@ -10,6 +10,7 @@ import soundfile
 
 from textmill_shard.media.errors import MediaError
 from textmill_shard.media.mono import Block, Samples, check_form, mix_down
+from textmill_shard.media.promised_length import check_promised_length, with_written_length
 
 _BLOCK_FRAMES = 1 << 16
 FORMATS = ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU")
@@ -39,14 +40,16 @@ _AAC = _Container(0, b"", "AAC", "aac")
 def decode_audio(data: bytes, *, rate: int, max_seconds: float) -> Samples:
     """Return float32 samples at `rate` Hz, the mean of the channels. Raises MediaError.
 
-    The length is counted while decoding, whatever the header says.
+    The length is counted while decoding, whatever the header says. A header that promises more than the file holds is
+    refused.
     """
     container = _container_of(data)
     if container is not None:
         return _read_by_av(data, container, rate=rate, max_seconds=max_seconds)
     _check_format(data)
+    check_promised_length(data)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as opened:
+        with soundfile.SoundFile(io.BytesIO(with_written_length(data))) as opened:
             check_form(channels=opened.channels, file_rate=opened.samplerate)
             return mix_down(_blocks(opened), file_rate=opened.samplerate, rate=rate, max_seconds=max_seconds)
     except MediaError:

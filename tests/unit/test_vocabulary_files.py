@@ -1,17 +1,32 @@
 """The router reads the tokenizer that the shard's package makes of vocabulary files as transformers reads the files."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
+from textmill_router.serving.languages import read_language_codes
 from textmill_router.tasks.text_reader import TextReader
 from textmill_router.text.tokenization import Tokenizer
 from textmill_shard.loader.tokenizer_convert import convert_tokenizer
 from transformers import AutoTokenizer
+from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
 from tests.fakes.vocabulary_files import SENTENCES, TEXTS, write_family
+
+
+def list_languages(folder: Path) -> None:
+    """Write the tokens of NLLB with their ids, as transformers 4 writes them beside a vocabulary."""
+    size = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model")).get_piece_size()
+    behind = enumerate([*FAIRSEQ_LANGUAGE_CODES, "<mask>"], size + 1)
+    tokens = [*enumerate(("<s>", "<pad>", "</s>", "<unk>")), *behind]
+    flags = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+    entries = {str(number): {"content": text, **flags} for number, text in tokens}
+    config = {"added_tokens_decoder": entries, "additional_special_tokens": FAIRSEQ_LANGUAGE_CODES}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "NllbTokenizer"}))
+
 
 FAMILIES = ("bert", "roberta", "gpt2", "t5", "albert", "xlm-roberta", "mbart", "nllb")
 
@@ -19,6 +34,8 @@ FAMILIES = ("bert", "roberta", "gpt2", "t5", "albert", "xlm-roberta", "mbart", "
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_and_texts_are_those_of_transformers(tmp_path: Path, family: str) -> None:
     folder = write_family(tmp_path / "model", family)
+    if family == "nllb":
+        list_languages(folder)  # without the list transformers 5.23 gives the languages no ids
     expected: Any = AutoTokenizer.from_pretrained(folder)
     converted = convert_tokenizer(folder, tmp_path / "cache")
     made, reader = Tokenizer.load(converted), TextReader.load(converted, 1)
@@ -83,6 +100,30 @@ def test_long_texts_and_pieces_that_follow_one_another_are_read_alike(tmp_path: 
         assert [list(one.ids) for one in pieces] == [
             list(made.encode_plain(one)) for one in ("The fox", " and the dog")
         ]
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("listing", ["none", "map", "config"])
+def test_the_languages_of_nllb_follow_its_pieces_and_the_mask_follows_them(tmp_path: Path, listing: str) -> None:
+    """In facebook/nllb-200 the pieces end with the id 256000, ace_Arab is 256001, eng_Latn 256047 and <mask> 256203."""
+    folder = write_family(tmp_path / "model", "nllb")
+    codes = {"additional_special_tokens": FAIRSEQ_LANGUAGE_CODES, "mask_token": "<mask>"}
+    if listing == "map":
+        (folder / "special_tokens_map.json").write_text(json.dumps(codes))
+    elif listing == "config":
+        (folder / "tokenizer_config.json").write_text(json.dumps({**codes, "tokenizer_class": "NllbTokenizer"}))
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+    last = model.get_piece_size()
+    converted = convert_tokenizer(folder, tmp_path / "cache")
+    made = Tokenizer.load(converted)
+    try:
+        found = read_language_codes(converted, made)
+        assert found is not None
+        assert (found.ids["ace_Arab"] - last, found.ids["eng_Latn"] - last) == (256001 - 256000, 256047 - 256000)
+        assert made.token_to_id("<mask>") == last + 203
+        pieces = [3 if piece == model.unk_id() else piece + 1 for piece in model.encode(SENTENCES[0])]
+        assert list(asyncio.run(made.encode(SENTENCES[0])).ids) == [last + 47, *pieces, 2]
     finally:
         made.close()
 

@@ -21,13 +21,14 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from textmill_shard.errors import ModelFilesError
+from textmill_shard.loader.added_ids import check_added_ids, languages_of
 from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.piece_tokenizer import PIECE_CLASSES, write_piece_tokenizer
 
 log = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the same files would convert to something else.
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 TOKENIZER_FILE = "tokenizer.json"
 # Files whose contents go into tokenizer.json and tokenizer_config.json, and which would say the same once more.
 _FOLDED_IN = frozenset({"special_tokens_map.json", "added_tokens.json"})
@@ -100,7 +101,11 @@ def _write_tokenizer(folder: Path, made: Path, *, trust_remote_code: bool) -> st
         # Marian's class loads the package at its making, and uses the package nowhere.
         warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokens = languages_of(folder, tokenizer)
+        if tokens:
+            tokenizer = AutoTokenizer.from_pretrained(folder, added_tokens_decoder=tokens)
     name = type(tokenizer).__name__
+    check_added_ids(folder, tokenizer)
     if name in PIECE_CLASSES:
         write_piece_tokenizer(folder, made, tokenizer)
         return name

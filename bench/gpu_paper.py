@@ -11,6 +11,7 @@ from dataclasses import dataclass
 BYTES_PER_S = 4.3e12  # memory of an H200, as measured by copies
 OPERATIONS_PER_S = 780e12  # dense products in bfloat16, as measured by large products
 ITEM_BYTES, SCORE_BYTES = 2, 4
+ADAPTER_RANK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,39 @@ def costs(shape: Shape, step: Step) -> list[Cost]:
     ]
 
 
+def extra_costs(shape: Shape, step: Step) -> list[Cost]:
+    """Return kernels that take the place of others, or come on top, where requests or flags ask for them."""
+    attention = next(cost for cost in costs(shape, step) if cost.kernel == "`paged_attention`")
+    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    saved = shape.layers * 2 * step.sequences * step.context * key * (ITEM_BYTES - 1)
+    # Inputs and outputs of the seven layers of a layer. Each sequence reads the matrices of its own adapter.
+    widths = [(shape.hidden, query), *[(shape.hidden, key)] * 2, (query, shape.hidden)]
+    widths += [*[(shape.hidden, shape.mlp)] * 2, (shape.mlp, shape.hidden)]
+
+    def low_rank(kernel: str, read: list[int], written: int) -> Cost:
+        matrices = sum(width * ADAPTER_RANK for width in read) * step.sequences
+        rows = (sum(read) * (1 + written) + len(read) * ADAPTER_RANK) * step.tokens
+        return Cost(
+            f"`{kernel}` of rank {ADAPTER_RANK}, an adapter for each row",
+            shape.layers * len(read),
+            shape.layers * (matrices + rows) * ITEM_BYTES,
+            shape.layers * 2 * ADAPTER_RANK * sum(read) * step.tokens,
+        )
+
+    scores = step.sequences * shape.vocabulary
+    return [
+        Cost(
+            "`paged_attention` over fp8 keys and values",
+            attention.launches,
+            attention.num_bytes - saved,
+            attention.operations,
+        ),
+        low_rank("shrink", [inputs for inputs, _ in widths], written=0),
+        low_rank("expand", [outputs for _, outputs in widths], written=1),
+        Cost("`scan_parts` with penalties, bias and a mask", 1, scores * (2 * SCORE_BYTES + 1), scores * 8),
+    ]
+
+
 def lines() -> Iterator[str]:
     """Return the table for docs/benchmarks.md: bytes, operations and microseconds of all launches of a step."""
     shape = Shape()
@@ -123,6 +157,9 @@ def lines() -> Iterator[str]:
         for kernels in by_step
     )
     yield f"| all | {sum(cost.launches for cost in by_step[0])} | {totals} |"
+    for kernels in zip(*(extra_costs(shape, step) for step in STEPS), strict=True):
+        cells = " | ".join(_cell(cost.num_bytes, cost.operations, cost.expected_us) for cost in kernels)
+        yield f"| where asked for: {kernels[0].kernel} | {kernels[0].launches} | {cells} |"
 
 
 def _cell(num_bytes: int, operations: int, expected_us: float) -> str:

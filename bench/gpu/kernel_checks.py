@@ -8,18 +8,36 @@ import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.attention.reference import ReferenceAttention
-from textmill_shard.model.score_changes import ScoreChanges
+from textmill_shard.layers.low_rank_tables import LowRankTables
+from textmill_shard.model.adapter import LowRank
+from textmill_shard.model.kv_scales import KvScales, store
+from textmill_shard.model.score_changes import (
+    BiasChange,
+    CountChange,
+    IdLists,
+    MaskChange,
+    RepetitionChange,
+    ScoreChanges,
+    Temperatures,
+)
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.sampling.row_scan import TorchRowScanner
 from textmill_shard.triton_kernels.interface import PagedIndices
 from textmill_shard.triton_kernels.kernels import TritonKernels
-from textmill_shard.triton_kernels.plain_layers import add_rms_norm_plainly, gate_up_plainly, rms_norm_plainly
+from textmill_shard.triton_kernels.plain_layers import (
+    add_low_rank_plainly,
+    add_rms_norm_plainly,
+    gate_up_plainly,
+    rms_norm_plainly,
+)
 from textmill_shard.triton_kernels.tile_map import map_tiles
 from textmill_shard.triton_kernels.variants import (
     BLOCK_SIZE,
+    FIRST_WITH_E4M3,
     VARIANTS,
     AttentionCase,
     GateCase,
+    LowRankCase,
     MergeCase,
     NormCase,
     ScanCase,
@@ -34,7 +52,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Largest difference, relative to the largest value: a result is rounded to 8, 11 or 24 bits, and so are weights of
 # attention before they meet the values. Products of tensor cores in fp32 are not used.
 TOLERANCE = {"bf16": 2e-2, "fp16": 3e-3, "fp32": 1e-5}
+STORED = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
 NUM_KV_HEADS = 2
+NUM_SCANNED = 9  # rows of scores
 # (tokens before the step, tokens of the step)
 DECODES = ((0, 1), (15, 1), (64, 1), (1000, 1), (4999, 1))
 CHUNKS = ((0, 200), (130, 33), (1000, 64), (5, 2), (63, 1))
@@ -42,16 +62,22 @@ DRY_DECODES, DRY_CHUNKS = ((0, 1), (40, 1)), ((0, 9), (17, 3))
 
 
 def check_kernels(setting: Setting) -> Iterator[Row]:
-    """Yield a row for each variant. In a dry run each kernel has one variant, in fp32."""
+    """Yield a row for each variant. A dry run takes one variant of each kernel and type of keys, in fp32."""
     done: set[str] = set()
     for variant in VARIANTS:
         if isinstance(variant.case, MergeCase) or (
             isinstance(variant.case, ScanCase) and variant.kernel != "scan_parts"
         ):
             continue  # a part of the check of the kernel before
-        if setting.is_dry and variant.kernel in done:
+        changes = getattr(variant.case, "changes", ())
+        if setting.is_dry and len(changes) == 1:
             continue
-        done.add(variant.kernel)
+        kind = f"{variant.kernel}, {getattr(variant.case, 'stored', None)}, {changes}"
+        if setting.is_dry and kind in done:
+            continue
+        done.add(kind)
+        if getattr(variant.case, "stored", None) == "fp8e4nv" and not _has_e4m3(setting):
+            continue
         dtype = "fp32" if setting.is_dry or isinstance(variant.case, ScanCase) else variant.case.dtype
         error = _error_of(setting, variant, DTYPES[dtype])
         yield Row(
@@ -81,18 +107,81 @@ def _error_of(setting: Setting, variant: Variant, dtype: torch.dtype) -> float:
             found_TI = setting.kernels.gate_up(gate, up, case.activation)
             return _difference(found_TI, gate_up_plainly(gate, up, case.activation))
         case ScanCase():
-            scores_NV = _random(setting, torch.float32, 9, case.vocab_size) * 4
-            scores_NV[1, 5] = torch.nan
-            scan = setting.kernels.first_pass(scores_NV, ScoreChanges()).scan
-            plain = TorchRowScanner().scan(scores_NV, wants_mass=True)
-            assert scan.log_mass_N is not None
-            assert plain.log_mass_N is not None
-            finite = ~plain.not_finite_N
-            is_same = torch.equal(scan.best_N[finite], plain.best_N[finite])
-            is_same &= torch.equal(scan.not_finite_N, plain.not_finite_N)
-            return _difference(scan.log_mass_N[finite], plain.log_mass_N[finite]) if is_same else float("inf")
+            return _scan_error(setting, case)
+        case LowRankCase():
+            return _low_rank_error(setting, variant.kernel, case, dtype)
         case MergeCase():
             raise AssertionError("the check of attention with splits covers the merge")
+
+
+def _scan_error(setting: Setting, case: ScanCase) -> float:
+    logits_NV = _random(setting, torch.float32, NUM_SCANNED, case.vocab_size) * 4
+    logits_NV[1, 5] = torch.nan
+    changes = _changes(setting, case)
+    found, plain = setting.kernels.first_pass(logits_NV, changes), TorchRowScanner().first_pass(logits_NV, changes)
+    assert found.scan.log_mass_N is not None
+    assert plain.scan.log_mass_N is not None
+    finite = ~plain.scan.not_finite_N
+    is_same = torch.equal(found.best_N[finite], plain.best_N[finite])
+    is_same &= torch.equal(found.scan.not_finite_N, plain.scan.not_finite_N)
+    is_same &= torch.equal(found.scores_NV[finite], plain.scores_NV[finite])
+    if not is_same:
+        return float("inf")
+    error = _difference(found.scan.log_mass_N[finite], plain.scan.log_mass_N[finite])
+    if found.tempered_mass_N is None or plain.tempered_mass_N is None:
+        return error
+    return max(error, _difference(found.tempered_mass_N[finite], plain.tempered_mass_N[finite]))
+
+
+def _changes(setting: Setting, case: ScanCase) -> ScoreChanges:
+    """Return changes of every second row, over as many slots as there are rows."""
+    device, num_slots = setting.device, NUM_SCANNED
+    slots_N = torch.arange(num_slots, device=device).flip(0)
+    slots_N[::2] = -1
+    width = min(700, case.vocab_size)
+    ids_SE = torch.stack([torch.randperm(case.vocab_size, device=device)[:width] for _ in range(num_slots)])
+    lists = IdLists(ids_SE, torch.arange(num_slots, device=device) * width // num_slots)
+    amounts_SE = _random(setting, torch.float32, num_slots, width) * 3
+    numbers_S = torch.linspace(0.5, 2.0, num_slots, device=device)
+    forbidden_SV = _random(setting, torch.float32, num_slots, case.vocab_size) > 0.5
+    names = case.changes
+    return ScoreChanges(
+        repetition=RepetitionChange(slots_N, lists, numbers_S) if "repetition" in names else None,
+        counts=CountChange(slots_N, lists, amounts_SE.abs().round(), numbers_S, -numbers_S)
+        if "counts" in names
+        else None,
+        bias=BiasChange(slots_N, lists, amounts_SE) if "bias" in names else None,
+        mask=MaskChange(slots_N, forbidden_SV) if "mask" in names else None,
+        temperatures=Temperatures(slots_N, numbers_S) if "temperature" in names else None,
+    )
+
+
+def _low_rank_error(setting: Setting, kernel: str, case: LowRankCase, dtype: torch.dtype) -> float:
+    num_inputs, num_outputs = (case.width, 64) if kernel == "shrink" else (64, case.width)
+    tables = LowRankTables(["layer"], setting.device)
+    for place, rank in ((1, case.max_rank), (2, 1)):
+        a_rI = _random(setting, dtype, rank, num_inputs) / num_inputs**0.5
+        low = LowRank(a_rI, _random(setting, dtype, num_outputs, rank), scale=0.5)
+        tables.put(place, {"layer": LowRankTables.to_device(low, setting.device)})
+    places_T = torch.tensor([0, 1, 1, 2, 0, 1] + [2] * 40, dtype=torch.int32, device=setting.device)
+    if case.is_decode:
+        places_T = places_T[:7]
+    x_TI = _random(setting, dtype, len(places_T), num_inputs)
+    found_TO = _random(setting, dtype, len(places_T), num_outputs)
+    expected_TO = found_TO.clone()
+    add_low_rank_plainly(expected_TO, x_TI, tables.of("layer"), places_T)
+    setting.kernels.add_low_rank(
+        found_TO, x_TI, tables.of("layer"), places_T, max_rank=case.max_rank, is_decode=case.is_decode
+    )
+    return _difference(found_TO, expected_TO)
+
+
+def _has_e4m3(setting: Setting) -> bool:
+    """Whether the device has numbers of fp8_e4m3fn, as Triton's interpreter does."""
+    if setting.device.type != "cuda":
+        return True
+    major, minor = torch.cuda.get_device_capability(setting.device)
+    return 10 * major + minor >= FIRST_WITH_E4M3
 
 
 def _attention_error(setting: Setting, case: AttentionCase, dtype: torch.dtype) -> float:
@@ -124,8 +213,14 @@ def _attention_error(setting: Setting, case: AttentionCase, dtype: torch.dtype) 
     tiles = map_tiles(batch.query_starts, case.tile, group=case.group, num_tokens=len(query_THD))
     indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB)
     kernels = setting.kernels if case.is_split else TritonKernels(num_multiprocessors=1)  # one splits no context
-    found = kernels.attention(query_THD, key_pool, value_pool, indices, tiles, rule)
     step = ReferenceAttention().prepare(batch, block_size=BLOCK_SIZE)
+    if case.stored is not None:
+        scales = _scales(setting)
+        key_pool = store(key_pool, scales.keys_K, STORED[case.stored])
+        value_pool = store(value_pool, scales.values_K, STORED[case.stored])
+        found = kernels.attention(query_THD, key_pool, value_pool, indices, tiles, rule, scales)
+        return _difference(found, step.attend(query_THD.float(), key_pool, value_pool, rule, scales))
+    found = kernels.attention(query_THD, key_pool, value_pool, indices, tiles, rule)
     expected = step.attend(query_THD.float(), key_pool.float(), value_pool.float(), rule)
     return _difference(found, expected)
 
@@ -142,12 +237,31 @@ def _write_error(setting: Setting, case: WriteCase, dtype: torch.dtype) -> float
     places_T = torch.randperm(num_blocks * BLOCK_SIZE, generator=torch.Generator().manual_seed(0))[:num_tokens]
     places_T = places_T.to(setting.device)
     shapes = [(num_blocks, BLOCK_SIZE, NUM_KV_HEADS, dim) for dim in (case.key_dim, case.value_dim)]
-    keys, values = (torch.zeros(shape, dtype=dtype, device=setting.device) for shape in shapes)
+    stored = dtype if case.stored is None else STORED[case.stored]
+    scales = None if case.stored is None else _scales(setting)
+    keys, values = (torch.zeros(shape, dtype=stored, device=setting.device) for shape in shapes)
     expected_keys, expected_values = keys.clone(), values.clone()
-    found = setting.kernels.write_kv(query, key, value, keys, values, places_T=places_T, tables=tables)
-    expected = write_plainly(query, key, value, expected_keys, expected_values, places_T, tables)
+    found = setting.kernels.write_kv(query, key, value, keys, values, places_T=places_T, tables=tables, scales=scales)
+    expected = write_plainly(query, key, value, expected_keys, expected_values, places_T, tables, scales)
+    if scales is not None:
+        return max(_difference(found, expected), _worst_step(keys, expected_keys), _worst_step(values, expected_values))
     pairs = ((found, expected), (keys, expected_keys), (values, expected_values))
     return max(_difference(*pair) for pair in pairs)
+
+
+def _scales(setting: Setting) -> KvScales:
+    keys_K = torch.exp2(torch.arange(-6.0, NUM_KV_HEADS - 6, device=setting.device))
+    return KvScales(keys_K=keys_K, values_K=keys_K * 2)
+
+
+def _worst_step(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return infinity where more than 1 % of the numbers of 8 bits differ, else 0.
+
+    A number near the middle of two may become either of them. Triton's interpreter rounds in another way, so that a dry
+    run tells nothing of the numbers.
+    """
+    share = float((found.view(torch.uint8) != expected.view(torch.uint8)).float().mean())
+    return float("inf") if share > 0.01 and found.device.type == "cuda" else 0.0
 
 
 def _random(setting: Setting, dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.model.forward_batch import RowScan
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
-from textmill_shard.triton_kernels.interface import Activation, PagedIndices, TileMap
+from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -333,6 +333,21 @@ class ShapeKernels:
     def gate_up(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Activation) -> torch.Tensor:
         self._launch("gate_up", gate_TI, up_TI)
         return gate_TI.new_empty(gate_TI.shape)
+
+    def add_low_rank(
+        self,
+        out_TO: torch.Tensor,
+        x_TI: torch.Tensor,
+        table: LowRankTable,
+        places_T: torch.Tensor,
+        *,
+        max_rank: int,
+        is_decode: bool,
+    ) -> None:
+        tables = (table.a_addresses_P, table.b_addresses_P, table.ranks_P, table.scales_P)
+        self._launch("shrink", x_TI, places_T, *tables)
+        self._launch("expand", out_TO, places_T, *tables)
+        assert (places_T.dtype, places_T.shape) == (torch.int32, x_TI.shape[:1])
 
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
         given = [

@@ -13,9 +13,14 @@ from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.sampling.row_scan import TorchRowScanner
-from textmill_shard.triton_kernels.interface import Activation, DeviceKernels, PagedIndices, TileMap
+from textmill_shard.triton_kernels.interface import Activation, DeviceKernels, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
-from textmill_shard.triton_kernels.plain_layers import add_rms_norm_plainly, gate_up_plainly, rms_norm_plainly
+from textmill_shard.triton_kernels.plain_layers import (
+    add_low_rank_plainly,
+    add_rms_norm_plainly,
+    gate_up_plainly,
+    rms_norm_plainly,
+)
 
 
 class PlainKernels:
@@ -72,6 +77,18 @@ class PlainKernels:
 
     def gate_up(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Activation) -> torch.Tensor:
         return gate_up_plainly(gate_TI, up_TI, activation)
+
+    def add_low_rank(
+        self,
+        out_TO: torch.Tensor,
+        x_TI: torch.Tensor,
+        table: LowRankTable,
+        places_T: torch.Tensor,
+        *,
+        max_rank: int,
+        is_decode: bool,
+    ) -> None:
+        add_low_rank_plainly(out_TO, x_TI, table, places_T)
 
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
         return TorchRowScanner().first_pass(logits_NV, changes)

@@ -30,6 +30,8 @@ KERNEL_FILES = {
     "gate_up": "gate",
     "scan_parts": "row_scan",
     "merge_parts": "row_scan",
+    "shrink": "low_rank",
+    "expand": "low_rank",
 }
 
 

@@ -70,6 +70,11 @@ KERNELS = {
         "penalties, bias and mask of a part of a row of scores, its best id and its normalisers",
         "`sampling/row_scan.py`",
     ),
+    "shrink": (
+        "inputs of a layer times the first matrix of each row's adapter",
+        "`triton_kernels/plain_layers.py`",
+    ),
+    "expand": ("adds this product times the second matrix to the layer's outputs", "`triton_kernels/plain_layers.py`"),
     "merge_parts": ("puts the parts of a row together", "`sampling/row_scan.py`"),
 }
 

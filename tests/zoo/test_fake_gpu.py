@@ -17,6 +17,7 @@ from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import Upload
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
+from textmill_shard.model.adapter import AdapterWeights, LowRank
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.sampling.row_scan import DeviceRowScanner
 from textmill_shard.sampling.sampler import Sampler
@@ -68,8 +69,13 @@ def load_on(
     *,
     dtype: str = "bfloat16",
     kv_type: str = "auto",
+    num_adapters: int = 0,
+    shapes: type[ShapeKernels] = ShapeKernels,
 ) -> ModelRunner:
-    """Load the model on the CPU, and move it to the GPU without values, in bfloat16."""
+    """Load the model on the CPU, and move it to the GPU without values, in bfloat16.
+
+    The adapters have the places from 1 on, and change every layer that can be changed.
+    """
     kernels = Switch(PlainKernels())
     load_by(monkeypatch, kernels)
     # transformers asks torch for the capability of the GPU, to choose how it multiplies by the weights of experts.
@@ -83,13 +89,33 @@ def load_on(
             parameter.data = parameter.data.bfloat16()
     runner.dtype = torch.bfloat16
     runner.allocate_kv(1)
-    kernels.chosen = ShapeKernels(gpu)
+    for place in range(1, num_adapters + 1):
+        runner.adapters.put(place, runner.adapters.prepare(adapter_of(runner, rank=place)))
+    kernels.chosen = shapes(gpu)
     gpu.move(runner)
     return runner
 
 
-def run_steps(gpu: FakeGpu, runner: ModelRunner, samplings: tuple[SamplingParams, ...]) -> list[Counter[str]]:
-    """Run requests to their ends, and return what each step launched. The last steps are of decodes alone."""
+def adapter_of(runner: ModelRunner, *, rank: int) -> AdapterWeights:
+    """Return an adapter of all layers that can be changed."""
+    modules = {
+        path: LowRank(
+            torch.zeros(rank, part.in_features, dtype=torch.bfloat16),
+            torch.zeros(part.out_features, rank, dtype=torch.bfloat16),
+            scale=1.0,
+        )
+        for path, part in runner.targets.linears.items()
+    }
+    return AdapterWeights(digest=bytes([rank]) * 16, modules=modules, max_rank=rank)
+
+
+def run_steps(
+    gpu: FakeGpu, runner: ModelRunner, samplings: tuple[SamplingParams, ...], adapters: tuple[int, ...] = ()
+) -> list[Counter[str]]:
+    """Run requests to their ends, and return what each step launched. The last steps are of decodes alone.
+
+    `adapters` are the places of the adapters of the requests, which have different ones, or 0.
+    """
     counts = []
     with gpu:
         runner.allocate_kv(NUM_BLOCKS)
@@ -110,6 +136,9 @@ def run_steps(gpu: FakeGpu, runner: ModelRunner, samplings: tuple[SamplingParams
             admits.append(admit)
             sampler.admit(slot, sampling, SlotText(admit.text_ids, admit.output_ids))
         executor.apply(Plan(number=1, drops=(), extends=(), admits=tuple(admits), budget=BUDGET))
+        for slot, place in enumerate(adapters):
+            executor.table.adapters[slot] = place
+            executor.table.num_adapted += place > 0
         gpu.counts.clear()
         while not (step := executor.compose()).is_empty:
             slots_N = step.slots_R[step.samples_R]
@@ -150,6 +179,38 @@ def test_a_step_reads_no_value_mixes_no_devices_and_copies_once(
     if entry.name in GROUPED:
         # Experts are products of groups of rows, without a loop over the experts, for which the host would wait.
         assert counts[-1]["_grouped_mm"] >= 2
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "mamba"])
+def test_rows_of_adapters_read_no_value_mix_no_devices_and_copy_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = next(entry for entry in (*FLAT, *STATE) if entry.name == name)
+    gpu = FakeGpu()
+    make_zoo_model(entry, tmp_path)
+    runner = load_on(gpu, tmp_path, monkeypatch, num_adapters=2)
+    counts = run_steps(gpu, runner, SAMPLINGS, (2, 0, 1, 2))
+    assert counts[-1]["copy to the GPU"] == 1
+    assert all(count["copy to the host"] == 0 for count in counts)
+    assert all(count["shrink"] == count["expand"] >= len(runner.targets.linears) for count in counts)
+
+
+class ReadingKernels(ShapeKernels):
+    """Kernels that ask which rows have an adapter."""
+
+    def add_low_rank(
+        self, out_TO: torch.Tensor, x_TI: torch.Tensor, table: Any, places_T: torch.Tensor, **sizes: Any
+    ) -> None:
+        if places_T.sum().item():
+            super().add_low_rank(out_TO, x_TI, table, places_T, **sizes)
+
+
+def test_a_planted_read_of_the_rows_of_adapters_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    make_zoo_model(FLAT[0], tmp_path)
+    runner = load_on(gpu, tmp_path, monkeypatch, num_adapters=1, shapes=ReadingKernels)
+    with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
+        run_steps(gpu, runner, SAMPLINGS, (0, 1))
 
 
 def test_an_admission_and_a_correction_do_not_let_the_host_wait() -> None:
@@ -246,6 +307,22 @@ def test_launches_that_sampling_adds(
     assert found["scan_parts"] == found["merge_parts"] == 1
     assert found["copy to the GPU"] == 1
     assert found.total() - plain.total() == more, found - plain
+
+
+# What adapters add to a decode step of a llama: two launches for each of the seven layers of a layer, and for the head.
+ADAPTED_LAYER = 2 * 7
+
+
+def test_launches_that_adapters_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    make_tiny_llama(tmp_path, layers=3)
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32", num_adapters=2)
+    samplings = (SamplingParams(),) * NUM_SLOTS
+    plain = run_steps(gpu, runner, samplings)[-1]
+    found = run_steps(gpu, runner, samplings, (2, 0, 1, 1))[-1]
+    assert found["copy to the GPU"] == 1
+    assert plain["shrink"] == 0
+    assert found.total() - plain.total() == 3 * ADAPTED_LAYER + 2, found - plain
 
 
 @pytest.mark.parametrize("kv_type", ["auto", "fp8_e4m3fn"])

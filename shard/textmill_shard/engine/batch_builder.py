@@ -62,8 +62,9 @@ class BatchBuilder:
         `upload` may hold further arrays, which are sent to the device with those of the batch.
         """
         arrays = self._decode_arrays(table, step) if step.is_decode else self._mixed_arrays(table, step)
+        adapters_on_host: tuple[int, ...] = ()
         if table.num_adapted and (adapters_R := table.adapters[step.slots_R]).any():
-            arrays["adapters_R"] = adapters_R
+            arrays["adapters_R"], adapters_on_host = adapters_R, tuple(adapters_R.tolist())
         pieces: list[RowPiece] = []
         if self._media is not None and not step.is_decode and table.num_with_media:
             pieces, places_m = _find_pieces(table, step)
@@ -94,6 +95,7 @@ class BatchBuilder:
             **tensors,
             max_query_len=1 if is_single else int(step.counts_R.max()),
             max_context_len=int(step.starts_R.max()) + 1 if is_single else int((step.starts_R + step.counts_R).max()),
+            adapters_on_host=adapters_on_host,
             on_host=on_host,
             media=media,
         )
@@ -109,8 +111,9 @@ class BatchBuilder:
             block_tables_RB[start : start + len(tables_WB), :width] = tables_WB[:, :width]
             start += len(tables_WB)
         arrays = self._single_arrays(table, rows.slots_R, rows.starts_R, rows.tokens_R, block_tables_RB)
+        adapters_on_host: tuple[int, ...] = ()
         if table.num_adapted and (adapters_R := table.adapters[rows.slots_R]).any():
-            arrays["adapters_R"] = adapters_R
+            arrays["adapters_R"], adapters_on_host = adapters_R, tuple(adapters_R.tolist())
         if table.num_roped:
             arrays["rope_positions_3T"] = np.tile(rows.starts_R + table.rope_deltas[rows.slots_R], (3, 1))
         upload = Upload(self._device)
@@ -121,7 +124,13 @@ class BatchBuilder:
             starts, logit_rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
             on_host = HostRows(query_starts=tuple(starts), logit_rows=tuple(logit_rows))
         tensors: dict[str, Any] = {name: upload.tensor(number) for name, number in numbers.items()}
-        return ForwardBatch(**tensors, max_query_len=1, max_context_len=max_context_len, on_host=on_host)
+        return ForwardBatch(
+            **tensors,
+            max_query_len=1,
+            max_context_len=max_context_len,
+            adapters_on_host=adapters_on_host,
+            on_host=on_host,
+        )
 
     def _mixed_arrays(self, table: SlotTable, step: ComposedStep) -> dict[str, HostArray]:
         """Return the arrays of a step of any rows, by the field of the batch."""

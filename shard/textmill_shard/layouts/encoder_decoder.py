@@ -11,7 +11,6 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from textmill_shard.layers.adapted_modules import AdaptedModules
-from textmill_shard.layers.adapter_rows import AdapterRows
 from textmill_shard.layouts.cross_view import CrossStore, CrossView, DecoderCache
 from textmill_shard.layouts.padded_view import PaddedView
 from textmill_shard.layouts.row_positions import RowPositions
@@ -62,7 +61,7 @@ class EncoderDecoder:
 
     def _run(self, sub_batch: SubBatch) -> torch.Tensor:
         compute = self._encode if bool(sub_batch.is_fresh_B[0]) else self._decode
-        rows = None if sub_batch.batch.adapters_R is None else AdapterRows.of_sequences(sub_batch.batch)
+        rows = None if sub_batch.batch.adapters_R is None else self._adapters.rows_of_sequences(sub_batch.batch)
         if rows is None:
             return compute(sub_batch)
         with self._adapters.running(rows):

@@ -34,7 +34,9 @@ def arrange_encoder_decoder(filled: FilledModel, options: LayoutOptions) -> Layo
             f"models of type {model.config.model_type} cannot be served yet: the positions of their decoders cannot be "
             f"told ({type(error).__name__}: {error})"
         ) from error
-    adapters = AdaptedModules(model, tuple(linears), device=filled.device, kernels=options.kernels)
+    adapters = AdaptedModules(
+        model, tuple(linears), device=filled.device, kernels=options.kernels, device_kernels=options.device_kernels
+    )
     decoder = EncoderDecoder(model, positions, adapters, num_layers=len(finding.specs), device=filled.device)
     return Layout(
         "encoder_decoder",

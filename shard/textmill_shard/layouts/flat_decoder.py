@@ -9,7 +9,6 @@ import torch
 
 from textmill_shard.attention.seam import StepContext
 from textmill_shard.layers.adapted_modules import AdaptedModules
-from textmill_shard.layers.adapter_rows import AdapterRows
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.position_cache import PositionCache
 from textmill_shard.model.adapter import NO_ADAPTER
@@ -47,7 +46,7 @@ class TransformersDecoder:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
-        rows = None if batch.adapters_R is None else AdapterRows.of_tokens(batch)
+        rows = None if batch.adapters_R is None else self._adapters.rows_of_tokens(batch)
         if rows is None:
             return self._forward(batch, wants_hidden)
         with self._adapters.running(rows):
@@ -56,7 +55,7 @@ class TransformersDecoder:
     def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
         if adapter == NO_ADAPTER:
             return self._project(hidden_nD)
-        with self._adapters.running(AdapterRows.of_one(adapter, self._device)):
+        with self._adapters.running(self._adapters.rows_of_one(adapter)):
             return self._project(hidden_nD)
 
     def _forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:

@@ -105,7 +105,9 @@ def _arrange(
     model, device = filled.model, filled.device
     modules = dict(model.named_modules())
     linears = {path: part for path, part in linears.items() if path in modules}  # a swap may have taken layers away
-    adapters = AdaptedModules(model, tuple(linears), device=device, kernels=options.kernels)
+    adapters = AdaptedModules(
+        model, tuple(linears), device=device, kernels=options.kernels, device_kernels=options.device_kernels
+    )
     specs = tuple(layer.spec for layer in probe.layers)
     context = _attach(model, probe, options.attention, turns, rope_border=filled.rope_border)
     tap = DecoderTap(find_decoder(model))

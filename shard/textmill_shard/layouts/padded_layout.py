@@ -53,7 +53,9 @@ def _arrange(
     swaps: dict[str, int],
 ) -> Layout:
     model = filled.model
-    adapters = AdaptedModules(model, tuple(linears), device=filled.device, kernels=options.kernels)
+    adapters = AdaptedModules(
+        model, tuple(linears), device=filled.device, kernels=options.kernels, device_kernels=options.device_kernels
+    )
     tap = DecoderTap(find_decoder(model))
     decoder = RunDecoder(model, PaddedCaller(model, finding.layers), tap, adapters, device=filled.device)
     return Layout(

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 
 from textmill_shard.layers.adapted_modules import AdaptedModules
-from textmill_shard.layers.adapter_rows import AdapterRows
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.sub_batches import SubBatch, cut_into_sub_batches
 from textmill_shard.model.adapter import NO_ADAPTER
@@ -77,7 +76,7 @@ class RunDecoder:
     def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
         if adapter == NO_ADAPTER:
             return self._project(hidden_nD)
-        with self._adapters.running(AdapterRows.of_one(adapter, self._device)):
+        with self._adapters.running(self._adapters.rows_of_one(adapter)):
             return self._project(hidden_nD)
 
     def _project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
@@ -96,7 +95,7 @@ class RunDecoder:
 
     def _run(self, sub_batch: SubBatch) -> torch.Tensor:
         """Return logits `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
-        rows = None if sub_batch.batch.adapters_R is None else AdapterRows.of_sequences(sub_batch.batch)
+        rows = None if sub_batch.batch.adapters_R is None else self._adapters.rows_of_sequences(sub_batch.batch)
         if rows is None:
             return self._call(sub_batch)
         with self._adapters.running(rows):

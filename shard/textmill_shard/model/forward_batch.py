@@ -55,6 +55,7 @@ class ForwardBatch:
     span_ends_T: torch.Tensor | None = (
         None  # int32: a token sees all keys before this index of its context; 0 = no span
     )
+    adapters_on_host: tuple[int, ...] = ()  # the numbers of `adapters_R`, where the host knows them
     on_host: "HostRows | None" = None  # None: who needs these numbers reads them from the tensors, and waits on a GPU
 
     def starts(self) -> list[int]:
@@ -90,6 +91,7 @@ class ForwardBatch:
             slots_R=None if self.slots_R is None else self.slots_R[rows_R],
             is_long_rope_T=None if self.is_long_rope_T is None else self.is_long_rope_T[tokens],
             adapters_R=None if self.adapters_R is None else self.adapters_R[rows_R],
+            adapters_on_host=tuple(self.adapters_on_host[row] for row in rows) if self.adapters_on_host else (),
             encoder_lens_R=None if self.encoder_lens_R is None else self.encoder_lens_R[rows_R],
             media=None if self.media is None else _select_media(self.media, tokens, num_tokens=len(self.input_ids_T)),
             rope_positions_3T=None if self.rope_positions_3T is None else self.rope_positions_3T[:, tokens],

@@ -76,6 +76,7 @@ def synthetic_batch(
         slots_R=None if slots is None else torch.tensor(slots, dtype=torch.int64, device=device),
         is_long_rope_T=None if is_long is None else _by_token(is_long, lens, num_padding).to(device),
         adapters_R=None if adapters is None else torch.tensor(adapters, dtype=torch.int32, device=device),
+        adapters_on_host=() if adapters is None else tuple(adapters),
         encoder_lens_R=None if encoder_lens is None else torch.tensor(encoder_lens, dtype=torch.int64, device=device),
         media=_media(rows, starts=[0, *ends]),
         rope_positions_3T=_rope_positions(rows, positions, num_padding, device),

@@ -3,12 +3,14 @@
 # T tokens, R sequences, B blocks of the widest table, H query heads, K key/value heads, D key width, E value width,
 # I width of a norm or of an MLP, N rows of scores, V vocabulary
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
 
 from textmill_shard.attention.base import AttentionRule, RotaryTables
+from textmill_shard.model.adapter import LowRank
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.tiles import Tile
@@ -30,6 +32,17 @@ class TileMap:
 
     tile: Tile
     sequences: torch.Tensor  # [tiles] int32; R stands for the padding behind all sequences
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankTable:
+    """The adapters of one linear layer by their places. Place 0 and places without an adapter have the rank 0."""
+
+    a_addresses_P: torch.Tensor  # int64: of A, `[r, I]`, contiguous
+    b_addresses_P: torch.Tensor  # int64: of the transposed B, `[r, O]`, contiguous
+    ranks_P: torch.Tensor  # int32
+    scales_P: torch.Tensor  # float32
+    low_ranks: Mapping[int, LowRank]  # the matrices at the addresses, which live as long as this object
 
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
@@ -82,6 +95,23 @@ class DeviceKernels(Protocol):
 
     def gate_up(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Activation) -> torch.Tensor:
         """Return activation(gate) * up, `[T, I]`."""
+        ...
+
+    def add_low_rank(
+        self,
+        out_TO: torch.Tensor,
+        x_TI: torch.Tensor,
+        table: LowRankTable,
+        places_T: torch.Tensor,
+        *,
+        max_rank: int,
+        is_decode: bool,
+    ) -> None:
+        """Add the products of adapters to rows that a linear layer has computed, in place, in the dtype of x.
+
+        `places_T` int32 has the place of the adapter of each row, 0 for none. No rank is above `max_rank`. `is_decode`:
+        neighbours mostly have different adapters.
+        """
         ...
 
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:

@@ -15,18 +15,21 @@ from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.device.attention import merge_splits, paged_attention
 from textmill_shard.triton_kernels.device.gate import gate_up
 from textmill_shard.triton_kernels.device.kv_write import write_kv
+from textmill_shard.triton_kernels.device.low_rank import expand, shrink
 from textmill_shard.triton_kernels.device.norm import rms_norm
 from textmill_shard.triton_kernels.device.row_scan import merge_parts, scan_parts
-from textmill_shard.triton_kernels.interface import Activation, PagedIndices, TileMap
-from textmill_shard.triton_kernels.tiles import num_splits, power_of_two
+from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
+from textmill_shard.triton_kernels.tiles import low_rank_tile, num_splits, power_of_two
 from textmill_shard.triton_kernels.variants import (
     COMPILE_OPTIONS,
     SCAN_IDS,
     attention_constants,
+    expand_constants,
     gate_constants,
     merge_constants,
     norm_constants,
     scan_constants,
+    shrink_constants,
     write_constants,
 )
 
@@ -226,6 +229,51 @@ class TritonKernels:
             num_warps=4,
         )
         return out_TI
+
+    def add_low_rank(
+        self,
+        out_TO: torch.Tensor,
+        x_TI: torch.Tensor,
+        table: LowRankTable,
+        places_T: torch.Tensor,
+        *,
+        max_rank: int,
+        is_decode: bool,
+    ) -> None:
+        x_TI = _dense_rows(x_TI)
+        assert out_TO.stride(-1) == 1, out_TO.stride()
+        assert out_TO.dtype == x_TI.dtype, (out_TO.dtype, x_TI.dtype)
+        num_rows, num_inputs = x_TI.shape
+        tile = low_rank_tile(max_rank=max_rank, is_decode=is_decode)
+        z_TZ = torch.empty(num_rows, tile.width, dtype=x_TI.dtype, device=x_TI.device)
+        num_tiles = -(-num_rows // tile.rows)
+        _launch(
+            shrink,
+            (num_tiles, tile.width // tile.ranks),
+            x_TI,
+            places_T,
+            table.a_addresses_P,
+            table.ranks_P,
+            table.scales_P,
+            z_TZ,
+            num_rows,
+            x_TI.stride(0),
+            constants=shrink_constants(tile, num_inputs=num_inputs),
+            num_warps=4,
+        )
+        _launch(
+            expand,
+            (num_tiles, -(-out_TO.shape[1] // tile.outputs)),
+            z_TZ,
+            places_T,
+            table.b_addresses_P,
+            table.ranks_P,
+            out_TO,
+            num_rows,
+            out_TO.stride(0),
+            constants=expand_constants(tile, num_outputs=out_TO.shape[1]),
+            num_warps=4,
+        )
 
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
         logits_NV = _dense_rows(logits_NV)

@@ -1,11 +1,12 @@
 """The plain torch that the small kernels of layers must agree with. `attention/` has that of the other kernels."""
 
-# ... any leading dims, I width
+# ... any leading dims, I width; of adapters: T rows, I inputs, O outputs, r rank
 
 import torch
 from torch.nn import functional
 
-from textmill_shard.triton_kernels.interface import Activation
+from textmill_shard.model.adapter import NO_ADAPTER
+from textmill_shard.triton_kernels.interface import Activation, LowRankTable
 
 
 def rms_norm_plainly(x: torch.Tensor, factor_I: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -31,3 +32,17 @@ def gate_up_plainly(gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Acti
     else:
         active = functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
     return (active * up_TI.float()).to(gate_TI.dtype)
+
+
+def add_low_rank_plainly(out_TO: torch.Tensor, x_TI: torch.Tensor, table: LowRankTable, places_T: torch.Tensor) -> None:
+    """Add scale (x A^T) B^T in place (LoRA, Hu et al., 2021). Sums are float32, and the first product is rounded.
+
+    Reads the places of the rows on the host.
+    """
+    for place in set(places_T.tolist()) - {NO_ADAPTER}:
+        low = table.low_ranks.get(place)
+        if low is None:
+            continue
+        index_n = (places_T == place).nonzero().squeeze(1)
+        z_nr = (x_TI[index_n].float() @ low.a_rI.float().T * low.scale).to(x_TI.dtype)
+        out_TO[index_n] = (out_TO[index_n] + z_nr.float() @ low.b_Or.float().T).to(out_TO.dtype)

@@ -43,6 +43,26 @@ def attention_tile(
     return Tile(rows=max(least_rows, 128), places=32, num_warps=8, num_stages=3)
 
 
+@dataclass(frozen=True, slots=True)
+class LowRankTile:
+    """The work of one program of the kernels that add the products of adapters."""
+
+    rows: int
+    width: int  # ranks that the product in between has room for
+    ranks: int  # that a program computes, or reads at a time
+    inputs: int  # that are read at a time
+    outputs: int
+
+
+def low_rank_tile(*, max_rank: int, is_decode: bool) -> LowRankTile:
+    """Return the tile for adapters of at most `max_rank`. Decode rows are computed one by one."""
+    width = max(LEAST_ROWS, power_of_two(max_rank))
+    ranks = min(width, 64)
+    if is_decode:
+        return LowRankTile(rows=1, width=width, ranks=ranks, inputs=4096 // ranks, outputs=min(128, 4096 // ranks))
+    return LowRankTile(rows=32, width=width, ranks=ranks, inputs=64, outputs=64)
+
+
 def num_splits(*, num_tiles: int, num_kv_heads: int, num_multiprocessors: int) -> int:
     """Return the parts of each context, a power of two, so that all multiprocessors have work.
 

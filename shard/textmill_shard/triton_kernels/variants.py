@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from textmill_shard.triton_kernels.interface import ACTIVATIONS, Activation
-from textmill_shard.triton_kernels.tiles import Tile, attention_tile, power_of_two
+from textmill_shard.triton_kernels.tiles import LowRankTile, Tile, attention_tile, low_rank_tile, power_of_two
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 Stored = Literal["fp8e4nv", "fp8e5"]  # Triton's words for float8_e4m3fn and float8_e5m2
@@ -112,7 +112,21 @@ class ScanCase:
     changes: tuple[Change, ...] = ()
 
 
-Case = AttentionCase | MergeCase | WriteCase | NormCase | GateCase | ScanCase
+@dataclass(frozen=True, slots=True)
+class LowRankCase:
+    """What a variant of `shrink` or of `expand` is for."""
+
+    dtype: Dtype
+    width: int  # inputs of `shrink`, outputs of `expand`
+    max_rank: int
+    is_decode: bool
+
+    @property
+    def tile(self) -> LowRankTile:
+        return low_rank_tile(max_rank=self.max_rank, is_decode=self.is_decode)
+
+
+Case = AttentionCase | MergeCase | WriteCase | NormCase | GateCase | ScanCase | LowRankCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +235,28 @@ def scan_constants(
         "HAS_BIAS": has_bias,
         "HAS_MASK": has_mask,
         "HAS_TEMPERATURE": has_temperature,
+    }
+
+
+def shrink_constants(tile: LowRankTile, *, num_inputs: int) -> dict[str, Any]:
+    """Return the constants of `shrink`."""
+    return {
+        "INNER": num_inputs,
+        "INNER_TILE": tile.inputs,
+        "ROWS": tile.rows,
+        "RANK_TILE": tile.ranks,
+        "Z_WIDTH": tile.width,
+    }
+
+
+def expand_constants(tile: LowRankTile, *, num_outputs: int) -> dict[str, Any]:
+    """Return the constants of `expand`."""
+    return {
+        "OUTPUTS": num_outputs,
+        "OUT_TILE": tile.outputs,
+        "ROWS": tile.rows,
+        "RANK_TILE": tile.ranks,
+        "Z_WIDTH": tile.width,
     }
 
 
@@ -347,6 +383,39 @@ def _gate(case: GateCase, *, is_sample: bool = False) -> Variant:
     )
 
 
+def _low_rank(kernel: Literal["shrink", "expand"], case: LowRankCase, *, is_sample: bool = False) -> Variant:
+    pointer = f"*{case.dtype}"
+    is_shrink = kernel == "shrink"
+    constants = (
+        shrink_constants(case.tile, num_inputs=case.width)
+        if is_shrink
+        else expand_constants(case.tile, num_outputs=case.width)
+    )
+    return Variant(
+        kernel=kernel,
+        name=f"{case.dtype}, {case.width}, ranks up to {case.max_rank}, {'decode' if case.is_decode else 'chunk'}",
+        case=case,
+        types=(
+            *(pointer, "*i32", "*i64", "*i32"),
+            *(("*fp32", pointer) if is_shrink else (pointer,)),
+            *("i32", "i32"),
+        ),
+        constants=constants,
+        num_warps=4,
+        is_sample=is_sample,
+    )
+
+
+def _low_rank_rows(kernel: Literal["shrink", "expand"]) -> Sequence[Variant]:
+    rows = [
+        _low_rank(kernel, LowRankCase("bf16", 4096, max_rank, is_decode), is_sample=max_rank == 16 and is_decode)
+        for max_rank, is_decode in product((16, 64, 512), _BOTH)
+    ]
+    rows += [_low_rank(kernel, LowRankCase("bf16", 14_336, 16, is_decode)) for is_decode in _BOTH]
+    rows.append(_low_rank(kernel, LowRankCase("fp16", 4096, 16, True)))
+    return [*rows, *(_low_rank(kernel, LowRankCase("fp32", 576, 16, is_decode)) for is_decode in _BOTH)]
+
+
 def _scans(case: ScanCase, *, is_sample: bool = False) -> tuple[Variant, ...]:
     num_parts = -(-case.vocab_size // SCAN_IDS)
     options = "".join(f", {change}" for change in case.changes)
@@ -378,7 +447,7 @@ def _scans(case: ScanCase, *, is_sample: bool = False) -> tuple[Variant, ...]:
             has_temperature=has_temperature,
         ),
         num_warps=4,
-        is_sample=is_sample,
+        is_sample=is_sample and bool(case.changes),
     )
     if case.changes not in ((), ("temperature",)):
         return (parts,)  # the parts are put together in the same way
@@ -422,7 +491,7 @@ def _attention_rows() -> Sequence[Variant]:
             continue  # the machine code of fp16 is that of bf16 with another number format
         case = AttentionCase(dtype, 4, key_dim, value_dim, is_decode)
         spills = (dtype, key_dim, is_decode) == ("fp32", 192, False)
-        is_sample = dtype == "bf16" and key_dim in (64, 128)
+        is_sample = dtype == "bf16" and (key_dim == 128 or (key_dim == 64 and not is_decode))
         rows.append(_attention(case, is_sample=is_sample, why_spills=_ONE_REGISTER if spills else None))
     for scores, is_decode in product((*((score,) for score in SCORES), SCORES), (True, False)):
         case = AttentionCase("bf16", 4, 128, 128, is_decode, scores)
@@ -472,4 +541,6 @@ VARIANTS: tuple[Variant, ...] = (
     *(_gate(GateCase("bf16", 14_336, activation), is_sample=activation == "silu") for activation in ACTIVATIONS),
     *(_gate(GateCase(dtype, 14_336, "silu")) for dtype in ("fp16", "fp32")),
     *_scan_rows(),
+    *_low_rank_rows("shrink"),
+    *_low_rank_rows("expand"),
 )

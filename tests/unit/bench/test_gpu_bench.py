@@ -9,7 +9,7 @@ import torch
 from bench.gpu import kernel_checks
 from bench.gpu.__main__ import main
 from bench.gpu.report import Report, Row
-from bench.gpu_paper import STEPS, Shape, costs, lines
+from bench.gpu_paper import STEPS, Shape, costs, extra_costs, lines
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "benchmarks.md"
 PARTS = [
@@ -38,7 +38,10 @@ def test_a_dry_run_drives_every_part_and_finds_no_fault(tmp_path: Path, capsys: 
     assert list(report["parts"]) == PARTS
     assert report["skipped"] == {}
     kernels = {row["name"].partition(":")[0] for row in report["parts"][PARTS[1]]}
-    assert kernels == {"paged_attention", "write_kv", "rms_norm", "gate_up", "scan_parts"}
+    assert kernels == {"paged_attention", "write_kv", "rms_norm", "gate_up", "scan_parts", "shrink", "expand"}
+    names = [row["name"] for row in report["parts"][PARTS[1]]]
+    for word in ("over fp8_e4m3fn", "over fp8_e5m2", "repetition, counts, bias, mask, temperature"):
+        assert any(word in name for name in names)
     assert all(row["is_fine"] for part in PARTS[CHECKS] for row in report["parts"][part])
     assert file.with_suffix(".trace.json").stat().st_size > 1000
     printed = capsys.readouterr().out
@@ -90,6 +93,13 @@ def test_paper_figures_of_attention_and_of_a_product_by_hand() -> None:
     assert attention.num_bytes == 32 * (64 * 1024 * 8 * 128 * 2 * 2 + 64 * 32 * 128 * 2 * 2)
     assert attention.operations == 32 * 64 * 1024 * 32 * 128 * 2 * 2  # a product and a sum, for keys and for values
     assert attention.expected_us == pytest.approx(1e6 * attention.num_bytes / 4.3e12)
+    extra = {cost.kernel: cost for cost in extra_costs(Shape(), STEPS[1])}
+    halved = extra["`paged_attention` over fp8 keys and values"]
+    assert attention.num_bytes - halved.num_bytes == 32 * 64 * 1024 * 8 * 128 * 2
+    # Each row reads A and B of its adapter: of q, k, v, out, gate, up and down, with the ranks 16.
+    widths = (4096 + 4096, 4096 + 1024, 4096 + 1024, 4096 + 4096, 4096 + 14_336, 4096 + 14_336, 14_336 + 4096)
+    products = [extra[f"`{kernel}` of rank 16, an adapter for each row"] for kernel in ("shrink", "expand")]
+    assert sum(cost.operations for cost in products) == sum(2 * 16 * width for width in widths) * 64 * 32
     down = by_kernel["down"]
     assert down.num_bytes == 32 * 2 * (14_336 * 4096 + 64 * (14_336 + 4096))
     assert down.operations == 32 * 2 * 64 * 14_336 * 4096

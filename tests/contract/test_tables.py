@@ -41,6 +41,13 @@ def test_the_answer_has_the_cells_and_what_to_do_with_them(client: httpx.Client)
     assert client.post("/", json={"inputs": [one, {**one, "query": ["a", "b"]}]}).json() == [PLAIN, [PLAIN, PLAIN]]
 
 
+def test_other_names_of_the_route_answer_alike(client: httpx.Client) -> None:
+    body = {"inputs": {"table": TABLE, "query": "who?"}}
+    for path in (f"/pipeline/{TASK}", f"/models/org/tapas/pipeline/{TASK}", "/models/org/tapas", "/invocations"):
+        assert client.post(path, json=body).json() == PLAIN, path
+    assert client.post("/vertex", json={"instances": [body, body]}).json() == {"predictions": [PLAIN, PLAIN]}
+
+
 def test_questions_that_follow_one_another_are_one_row(client: httpx.Client, router: RunningRouter) -> None:
     body: dict[str, Any] = {"inputs": {"table": TABLE, "query": ["a", "b"]}}
     assert client.post("/", json=body).json() == [PLAIN, PLAIN]

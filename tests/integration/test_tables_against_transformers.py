@@ -108,6 +108,8 @@ def test_rows_that_do_not_fit_are_told(served: tuple[Any, Any]) -> None:
     assert client.post("/", json=body).headers["x-truncated-inputs"] == "2"
     body = {"inputs": {"table": TABLES["names"], "query": "how many"}}
     assert "x-truncated-inputs" not in client.post("/", json=body).headers
+    body = {"inputs": {"table": TABLES["long cell"], "query": ["how many", "which"]}}
+    assert client.post("/", json=body).headers["x-truncated-inputs"] == "2"
 
 
 def test_what_the_model_cannot_read_is_refused_by_its_path(served: tuple[Any, Any]) -> None:

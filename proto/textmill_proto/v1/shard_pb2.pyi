@@ -3128,6 +3128,7 @@ class CellAnswers(_message.Message):
     LABEL_IDS_FIELD_NUMBER: _builtins.int
     IS_PLAIN_FIELD_NUMBER: _builtins.int
     NUM_KEPT_FIELD_NUMBER: _builtins.int
+    IS_CUT_FIELD_NUMBER: _builtins.int
     counts: _builtins.bytes
     """u32[] per question of each row: number of cells of its answer"""
     rows: _builtins.bytes
@@ -3142,6 +3143,8 @@ class CellAnswers(_message.Message):
     """
     num_kept: _builtins.bytes
     """u32[] per question: rows of the table that fit beside the question; the others were dropped"""
+    is_cut: _builtins.bytes
+    """u8[] per question: 1 = words of these rows or of the names were left out too; empty = 0 everywhere"""
     def __init__(
         self,
         *,
@@ -3151,10 +3154,11 @@ class CellAnswers(_message.Message):
         label_ids: _builtins.bytes = ...,
         is_plain: _builtins.bytes = ...,
         num_kept: _builtins.bytes = ...,
+        is_cut: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "counts", b"counts", "is_plain", b"is_plain", "label_ids", b"label_ids", "num_kept", b"num_kept", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "counts", b"counts", "is_cut", b"is_cut", "is_plain", b"is_plain", "label_ids", b"label_ids", "num_kept", b"num_kept", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

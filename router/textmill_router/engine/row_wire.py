@@ -447,6 +447,7 @@ def _read_cells(answer: shard_pb2.CellAnswers, rows: Sequence[AnyRow]) -> Iterat
         _unpacked("I", answer.label_ids),
         answer.is_plain,
         _unpacked("I", answer.num_kept),
+        answer.is_cut or bytes(len(answer.is_plain)),
         strict=True,
     )
     choices = iter(
@@ -456,8 +457,9 @@ def _read_cells(answer: shard_pb2.CellAnswers, rows: Sequence[AnyRow]) -> Iterat
                 label_id - 1 if label_id else None,
                 bool(is_plain),
                 num_kept,
+                bool(is_cut),
             )
-            for count, label_id, is_plain, num_kept in questions
+            for count, label_id, is_plain, num_kept, is_cut in questions
         ]
     )
     for row in rows:

@@ -484,13 +484,15 @@ class DocumentAnswer:
 class CellChoice:
     """The cells of an answer, as row and column, and the id of the label that says what to do with the cells.
 
-    `is_plain`: the label stands for the cells themselves. `num_kept` are the rows of the table that the model has read.
+    `is_plain`: the label stands for the cells themselves. `num_kept` are the rows of the table that the model has read,
+    and `is_cut` says that words of them were left out.
     """
 
     cells: tuple[tuple[int, int], ...]
     label_id: int | None
     is_plain: bool
     num_kept: int
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ class TableCall:
         return Answer(answers[0] if self.is_single else answers)
 
     def _answer_of(self, table: Table, choice: CellChoice) -> dict[str, object]:
-        self.notes.num_truncated += choice.num_kept < table.num_rows
+        self.notes.num_truncated += choice.is_cut or choice.num_kept < table.num_rows
         width = len(table.columns)
         cells = [table.cells[row * width + column] for row, column in choice.cells]
         label = NO_LABEL if choice.label_id is None else self.labels[choice.label_id]

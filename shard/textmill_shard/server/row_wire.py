@@ -428,6 +428,7 @@ def _answer_to_wire(head: HeadName, answers: Sequence[Answer]) -> Any:
                 label_ids=_pack_ids([np.array([0 if one.label is None else 1 + one.label for one in choices])]),
                 is_plain=bytes(one.is_plain for one in choices),
                 num_kept=_pack_ids([np.array([one.num_kept for one in choices])]),
+                is_cut=bytes(one.is_cut for one in choices),
             )
         case HeadName.SOUNDS:
             return pb.SoundAnswers(files=[answer.file for answer in answers if isinstance(answer, Sound)])

@@ -341,13 +341,15 @@ class CellChoice:
     """The cells of an answer by row and column, and the label of what is to be done with the cells.
 
     `label` is an index into the labels of the model, None where the model has none. `is_plain` says that the label
-    stands for the cells themselves. `num_kept` are the rows of the table that the model has read.
+    stands for the cells themselves. `num_kept` are the rows of the table that the model has read, and `is_cut` says
+    that words of them were left out.
     """
 
     cells: Sequence[tuple[int, int]]
     label: int | None
     is_plain: bool
     num_kept: int
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

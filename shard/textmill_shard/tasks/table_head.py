@@ -50,7 +50,7 @@ class TableRunner:
     def _compute(self, table: ReadyTable, on_part: Callable[[int], None]) -> Answer | RowFailure:
         chosen: dict[tuple[int, int], bool] = {}  # of the question before, by row and column
         choices: list[CellChoice] = []
-        for ids, types, num_kept in zip(table.ids, table.types, table.num_kept, strict=True):
+        for ids, types, num_kept, is_cut in zip(table.ids, table.types, table.num_kept, table.is_cut, strict=True):
             on_part(0)
             if table.is_sequential and choices:
                 types = _with_previous(types, chosen)
@@ -71,7 +71,7 @@ class TableRunner:
             chosen = _chosen_cells(logits_n, types)
             cells = sorted(place for place, is_chosen in chosen.items() if is_chosen)
             label = None if scores is None else int(scores.argmax())
-            choices.append(CellChoice(cells, label, label in (None, self._plain_label), num_kept))
+            choices.append(CellChoice(cells, label, label in (None, self._plain_label), num_kept, is_cut))
         return CellAnswer(choices)
 
     def _forward(self, ids: torch.Tensor, types: torch.Tensor) -> tuple[FloatArray, FloatArray | None]:

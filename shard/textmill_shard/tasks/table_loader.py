@@ -1,6 +1,7 @@
 """Makes of a folder with TAPAS a runner of tables with its facts."""
 
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,7 @@ def _read(options: TaskOptions) -> ModelSource:
 def _tokenizer(source: ModelSource) -> QuickTapasTokenizer:
     with as_model_error(lambda said: ModelFilesError(f"the tokenizer of {source.folder} cannot be read: {said}")):
         tokenizer: QuickTapasTokenizer = QuickTapasTokenizer.from_pretrained(source.folder)
+    tokenizer.noted = threading.local()
     tokenizer.model_max_length = min(tokenizer.model_max_length, source.config.max_position_embeddings)
     return tokenizer
 

@@ -3,6 +3,7 @@
 The tokenizer is transformers' own, which runs in Python and needs pandas.
 """
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from textmill_shard.tasks.rows import FailureCode, RowFailure, TableRow
 
 # Places in the token types of a token.
 SEGMENT, COLUMN, ROW, PREVIOUS = 0, 1, 2, 3
+_INSIDE_WORD = "##"  # a word goes on with such a token, and is never cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,14 @@ class ReadyTable:
     """The tokens of each question with its table.
 
     `ids` holds a tensor `[n]` of ids for each question, and `types` a tensor `[n, 7]` of token types. `num_kept` are
-    the rows of the table that fit beside the question, for each question.
+    the rows of the table that fit beside the question, and `is_cut` says whether words of these rows or of the names
+    of the columns were left out, for each question.
     """
 
     ids: Sequence[torch.Tensor]
     types: Sequence[torch.Tensor]
     num_kept: Sequence[int]
+    is_cut: Sequence[bool]
     is_sequential: bool
 
 
@@ -41,7 +45,12 @@ class TableLimits:
 
 
 class QuickTapasTokenizer(TapasTokenizer):  # type: ignore[misc]  # transformers has no types
-    """Gives the tokens of its base class in less time: halves where the base class takes away row after row."""
+    """Gives the tokens of its base class in less time: halves where the base class takes away row after row.
+
+    `noted.cuts` gets an entry for each question: whether words were left out. Each thread has a list of its own.
+    """
+
+    noted: threading.local
 
     def _get_truncated_table_rows(
         self,
@@ -60,17 +69,20 @@ class QuickTapasTokenizer(TapasTokenizer):  # type: ignore[misc]  # transformers
             )
             return found
 
-        found = num_words(num_rows)
-        if found is not None:
-            return num_rows, found or 1
-        fits, fits_not = 0, num_rows
-        while fits_not - fits > 1:
-            middle = (fits + fits_not) // 2
-            if num_words(middle) is None:
-                fits_not = middle
-            else:
-                fits = middle
-        return fits, (num_words(fits) if fits else None) or 1
+        fits, found = num_rows, num_words(num_rows)
+        if found is None:
+            fits, fits_not = 0, num_rows
+            while fits_not - fits > 1:
+                middle = (fits + fits_not) // 2
+                if num_words(middle) is None:
+                    fits_not = middle
+                else:
+                    fits = middle
+            found = num_words(fits) if fits else None
+        most = found or 1
+        behind = (token for row in tokenized_table.rows[: fits + 1] for cell in row for token in cell[most:])
+        self.noted.cuts.append(not all(token.startswith(_INSIDE_WORD) for token in behind))
+        return fits, most
 
     def _get_cell_token_indexes(
         self, column_ids: Sequence[int], row_ids: Sequence[int], column_id: int, row_id: int
@@ -90,7 +102,7 @@ class QuickTapasTokenizer(TapasTokenizer):  # type: ignore[misc]  # transformers
 class TableReader:
     """Makes tables ready for a model. Any thread may call `read`."""
 
-    def __init__(self, tokenizer: TapasTokenizer, limits: TableLimits) -> None:
+    def __init__(self, tokenizer: QuickTapasTokenizer, limits: TableLimits) -> None:
         self._tokenizer = tokenizer
         self._limits = limits
 
@@ -104,6 +116,7 @@ class TableReader:
             return _refusal(f"the table has {width} columns, and the model reads at most {limits.max_columns}")
         lines = [row.cells[start : start + width] for start in range(0, len(row.cells), width)]
         frame = pandas.DataFrame(lines[: limits.max_rows], columns=list(row.columns), dtype=object)
+        self._tokenizer.noted.cuts = []
         encoded = self._tokenizer(
             table=frame,
             queries=list(row.questions),
@@ -122,6 +135,7 @@ class TableReader:
             ids=[torch.tensor(each) for each in encoded["input_ids"]],
             types=types,
             num_kept=[int(each[:, ROW].max()) for each in types],
+            is_cut=self._tokenizer.noted.cuts,
             is_sequential=row.is_sequential,
         )
 

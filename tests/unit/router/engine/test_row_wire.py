@@ -202,6 +202,12 @@ def test_cells_belong_to_the_questions_in_their_order() -> None:
         CellAnswer((CellChoice(((0, 1), (1, 0)), 2, False, 2), CellChoice((), None, True, 1))),
         CellAnswer((CellChoice(((0, 0),), 0, True, 1),)),
     ]
+    cut = answers_from_proto(_cells(is_cut=b"\0\1\0"), 3, TABLES).results
+    assert [one.is_cut for answer in cut if isinstance(answer, CellAnswer) for one in answer.choices] == [
+        *(False, True, False)
+    ]
+    with pytest.raises(WireError):
+        answers_from_proto(_cells(is_cut=b"\0\1"), 3, TABLES)
 
 
 @pytest.mark.parametrize("name", ["counts", "rows", "columns", "label_ids", "is_plain", "num_kept"])

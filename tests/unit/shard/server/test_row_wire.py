@@ -563,7 +563,7 @@ def test_rule_31_tables_and_files_are_not_taken_for_each_other() -> None:
 
 
 def test_cells_of_all_questions_are_packed() -> None:
-    choices = [CellChoice([(0, 1), (1, 0)], 2, False, 2), CellChoice([], None, True, 1)]
+    choices = [CellChoice([(0, 1), (1, 0)], 2, False, 2), CellChoice([], None, True, 1, is_cut=True)]
     answers = [CellAnswer(choices), RowFailure(FailureCode.BAD_MEDIA, "too wide"), CellAnswer([choices[0]])]
     message = answers_to_wire(RowAnswers(number=4, head=HeadName.CELLS, answers=answers))
     found = message.cells
@@ -575,4 +575,5 @@ def test_cells_of_all_questions_are_packed() -> None:
     assert (read(found.rows), read(found.columns)) == ([0, 1, 0, 1], [1, 0, 1, 0])
     assert (read(found.label_ids), list(found.is_plain)) == ([3, 0, 3], [0, 1, 0])
     assert read(found.num_kept) == [2, 1, 2]
+    assert list(found.is_cut) == [0, 1, 0]
     assert [(failure.row, failure.code) for failure in message.failures] == [(1, pb.ROW_FAILURE_CODE_BAD_MEDIA)]

@@ -57,7 +57,13 @@ def test_tokens_are_those_of_the_tokenizer_of_transformers(tmp_path: Path, folde
             continue
         assert ready.ids[number].tolist() == expected.input_ids
         assert ready.types[number].tolist() == expected.token_type_ids
-        assert ready.num_kept[number] == max(types[2] for types in expected.token_type_ids)
+        num_kept = max(types[2] for types in expected.token_type_ids)
+        assert ready.num_kept[number] == num_kept
+        # Whole, the names and the rows that are read would have so many tokens.
+        texts = [*columns, *cells[: num_kept * width]]
+        num_whole = sum(len(tokenizer.tokenize(text)) for text in texts)
+        num_read = sum(types[0] for types in expected.token_type_ids)
+        assert ready.is_cut[number] == (num_read < num_whole)
 
 
 def test_a_table_above_the_limits_fails_alone(loaded: LoadedTables) -> None:

@@ -147,6 +147,7 @@ def _start_steps(settings: ServeSettings, device: str, status: ShardStatus) -> t
         media=_row_source(runner, desk, channel),
         rope=rope_rule(runner),
         has_overlap=runner.device.type == "cuda" and not settings.no_overlap,
+        shares_vocabulary=runner.shares_vocabulary,
     )
     reader = _adapter_reader(settings, runner, facts, SoloGroup() if is_alone else GlooGroup(settings.world_size))
     if settings.rank != 0:

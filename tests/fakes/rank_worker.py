@@ -249,7 +249,9 @@ def run_loop(folder: Path, parallel: TensorParallel, *, has_overlap: bool) -> di
     channel = channel_of(parallel)
     if parallel.rank:
         Follower(
-            executor=StepExecutor(runner=runner, facts=facts, has_overlap=has_overlap),
+            executor=StepExecutor(
+                runner=runner, facts=facts, has_overlap=has_overlap, shares_vocabulary=runner.shares_vocabulary
+            ),
             channel=channel,
             status=ShardStatus(),
             read_plan=plan_from_bytes,
@@ -282,7 +284,15 @@ def run_loop(folder: Path, parallel: TensorParallel, *, has_overlap: bool) -> di
     message = pb.Plan(number=1, admits=admits, budget=budget)
     sampler = Sampler(num_slots=num_slots, device=runner.device, num_candidates=8)
     reader = late_reader(parallel.world_size) if has_overlap else None
-    with Shard(facts=facts, runner=runner, channel=channel, sampler=sampler, token_reader=reader) as shard:
+    shard = Shard(
+        facts=facts,
+        runner=runner,
+        channel=channel,
+        sampler=sampler,
+        token_reader=reader,
+        shares_vocabulary=runner.shares_vocabulary,
+    )
+    with shard:
         shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
         tokens = shard.run_to_end(*range(num_slots))
     assert shard.error is None, shard.error

@@ -160,6 +160,7 @@ class Shard:
         lease_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         token_reader: TokenReader | None = None,
+        shares_vocabulary: bool = False,
     ) -> None:
         """`media` is the desk of a model with images, and `rope` its rule of rotary positions (`step_media.py`).
 
@@ -170,7 +171,12 @@ class Shard:
         self.status = ShardStatus()
         rows = None if media is None else OwnRows(media.store, channel or SoloChannel())
         self.executor = StepExecutor(
-            runner=runner or self.runner, facts=facts, media=rows, rope=rope, has_overlap=token_reader is not None
+            runner=runner or self.runner,
+            facts=facts,
+            media=rows,
+            rope=rope,
+            has_overlap=token_reader is not None,
+            shares_vocabulary=shares_vocabulary,
         )
         self.engine = make_engine(
             self.executor,

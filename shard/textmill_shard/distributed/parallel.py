@@ -77,12 +77,18 @@ class TensorParallel:
         # Shorter parts are padded, because not every backend takes parts of different sizes.
         widest = max(sizes)
         padded = torch.nn.functional.pad(tensor, (0, widest - tensor.shape[-1])).contiguous()
-        if self.room is not None:
-            parts = list(self.room.gather(padded))
-        else:
-            parts = [torch.empty_like(padded) for _ in sizes]
-            dist.all_gather(parts, padded)
+        parts = self.gather(padded)
         return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensors of all ranks, [world size, ...]. They have one shape and type."""
+        if self.world_size == 1:
+            return tensor.unsqueeze(0)
+        if self.room is not None:
+            return self.room.gather(tensor)
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts)
 
     def min_int(self, value: int, device: torch.device) -> int:
         """Return the smallest of the values that the ranks bring."""

@@ -37,10 +37,12 @@ class BatchBuilder:
         has_host_rows: bool = False,
         media: RowSource | None = None,
         has_span_ends: bool = False,
+        shares_vocabulary: bool = False,
     ) -> None:
         """`has_host_rows`: the layout cuts batches, and takes the numbers of the rows from the host (`HostRows`).
 
         `media` is None for a model of text. `has_span_ends`: the tokens of an uncut range see one another.
+        `shares_vocabulary`: each rank computes some of the logits.
         """
         self._block_size = block_size
         self._has_two_rope_tables = has_two_rope_tables
@@ -48,6 +50,7 @@ class BatchBuilder:
         self._has_host_rows = has_host_rows
         self._media = media
         self._has_span_ends = has_span_ends
+        self._shares_vocabulary = shares_vocabulary
         self._device = device
         self._row_numbers = np.arange(
             1
@@ -98,6 +101,7 @@ class BatchBuilder:
             adapters_on_host=adapters_on_host,
             on_host=on_host,
             media=media,
+            whole_rows_N=_whole_rows(table, step) if self._shares_vocabulary else None,
         )
 
     def build_apart(self, table: SlotTable, rows: ApartRows) -> ForwardBatch:
@@ -280,3 +284,9 @@ def _span_ends(table: SlotTable, step: ComposedStep) -> npt.NDArray[np.int32]:
                 ends_T[query_start + first - start : query_start + end - start] = tokens.end
         query_start += count
     return ends_T
+
+
+def _whole_rows(table: SlotTable, step: ComposedStep) -> IdArray:
+    """Return which of the rows that sample need all of their scores."""
+    whole_rows_N: IdArray = np.flatnonzero(table.needs_row[step.slots_R[step.samples_R]])
+    return whole_rows_N

@@ -13,7 +13,7 @@ from textmill_shard.engine.batch_builder import WishUpload, build_step_rows
 from textmill_shard.engine.upload import HostArray, Upload, to_host
 from textmill_shard.grammar.matcher import GrammarFault
 from textmill_shard.grammar.slots import GrammarSlots
-from textmill_shard.model.forward_batch import ForwardOutput, HostScan
+from textmill_shard.model.forward_batch import ForwardOutput, HostScan, RowScan
 from textmill_shard.sampling.logprobs import TopTokens
 from textmill_shard.sampling.row_selection import SelectedRows, Selection, StepRows
 from textmill_shard.sampling.sampler import Draft, SampledRows, Sampler
@@ -140,13 +140,13 @@ class RowSampler:
                 return LaunchedDraw(None, None, None, {}, best_rows)
             rows = build_step_rows(selection, self._sampler.device)
         grammar_faults = self._take_masks(table, self._sampler.grammar_rows(selection))
-        scan = None if output.scan is None else output.scan.as_row_scan()
+        scan = output.row_scan if output.scan is None else output.scan.as_row_scan()
         try:
             draft = self._sampler.draft(logits_NV, rows, scan)
         except torch.AcceleratorError:
             raise  # the device is gone, for every row
         except Exception:
-            drawn_rows, tokens_N = self._draw_alone(slots_N, logits_NV)
+            drawn_rows, tokens_N = self._draw_alone(slots_N, logits_NV, scan)
             return LaunchedDraw(None, tokens_N, rows, grammar_faults, drawn_rows)
         return LaunchedDraw(draft, draft.sampled.tokens_N, rows, grammar_faults)
 
@@ -224,7 +224,9 @@ class RowSampler:
             redrawn_N=redrawn_N,
         )
 
-    def _draw_alone(self, slots_N: IdArray, logits_NV: torch.Tensor) -> tuple[DrawnRows, torch.Tensor]:
+    def _draw_alone(
+        self, slots_N: IdArray, logits_NV: torch.Tensor, scan: RowScan | None
+    ) -> tuple[DrawnRows, torch.Tensor]:
         """Draw each row by itself, to find the row at fault. A draw does not depend on the other rows of the batch."""
         num_rows = len(slots_N)
         tokens_N = torch.zeros(num_rows, dtype=torch.int64, device=self._sampler.device)
@@ -235,7 +237,7 @@ class RowSampler:
             this = slice(row, row + 1)
             try:
                 rows = build_step_rows(self._sampler.select(slots_N[this]), self._sampler.device)
-                draft = self._sampler.draft(logits_NV[this], rows)
+                draft = self._sampler.draft(logits_NV[this], rows, None if scan is None else scan.rows(this))
                 launched = LaunchedDraw(draft, draft.sampled.tokens_N, rows, {})
                 drawn_rows = self._finish_draft(launched, draft, to_host(*launched.tensors))
             except torch.AcceleratorError:

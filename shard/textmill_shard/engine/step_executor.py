@@ -72,10 +72,12 @@ class StepExecutor:
         media: RowSource | None = None,
         rope: RopeRule | None = None,
         has_overlap: bool = False,
+        shares_vocabulary: bool = False,
     ) -> None:
         """`media` gives the rows of images, None for a model of text. `rope` is None where positions are indices.
 
         `has_overlap`: a step may be launched before the host has the tokens of the step before (rule 7).
+        `shares_vocabulary`: each rank computes some of the logits (`ModelRunner.shares_vocabulary`).
         """
         self._facts = facts
         self._runner = runner
@@ -90,6 +92,7 @@ class StepExecutor:
             has_host_rows=facts.layout != "flat",
             media=media,
             has_span_ends=facts.uncut_spans or facts.uncut_prompts,
+            shares_vocabulary=shares_vocabulary,
         )
         self._widest = Budget(facts.max_step_tokens, facts.max_step_tokens, facts.max_step_tokens)
         self._budget = self._widest

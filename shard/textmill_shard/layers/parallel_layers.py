@@ -42,7 +42,10 @@ class RowParallelLinear(nn.Module):
 
 
 class VocabularyParallelHead(nn.Module):
-    """Holds the rows of some token ids and returns the logits of all ids on every rank."""
+    """Holds the rows of some token ids and returns the logits of all ids on every rank.
+
+    Once `gives_part` is set, the layer returns the logits of its own ids alone, which somebody else then joins.
+    """
 
     def __init__(
         self,
@@ -54,10 +57,12 @@ class VocabularyParallelHead(nn.Module):
         super().__init__()
         self.local = ColumnParallelLinear(weight_OI, bias_O)
         self.sizes = sizes  # ids of each rank
+        self.gives_part = False
         self._parallel = parallel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._parallel.all_gather(self.local(x), self.sizes)
+        part = self.local(x)
+        return part if self.gives_part else self._parallel.all_gather(part, self.sizes)
 
 
 class VocabularyParallelEmbedding(nn.Module):
@@ -93,6 +98,16 @@ def divide_layer(
     if role is Role.ROW:
         return RowParallelLinear(weight_OI, module.bias, parallel)
     return VocabularyParallelHead(weight_OI, module.bias, parallel, vocabulary_sizes)
+
+
+def let_head_give_part(model: nn.Module) -> tuple[int, ...] | None:
+    """Let a divided head return its own part, and return the number of ids of each rank. None: no head is divided."""
+    sizes = None
+    for module in model.modules():
+        if isinstance(module, VocabularyParallelHead):
+            module.gives_part = True
+            sizes = module.sizes
+    return sizes
 
 
 def add_up_outputs(module: nn.Module, parallel: TensorParallel) -> None:

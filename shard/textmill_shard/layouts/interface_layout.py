@@ -19,6 +19,7 @@ from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layers.adapted_modules import AdaptedModules
 from textmill_shard.layers.device_swaps import swap_for_device
 from textmill_shard.layers.module_swaps import swap_modules
+from textmill_shard.layers.parallel_layers import let_head_give_part
 from textmill_shard.layouts.adaptable import adaptable_linears
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
@@ -59,6 +60,7 @@ def arrange_native(filled: FilledModel, options: LayoutOptions) -> Layout:
         adapters=native,
         linears=native.linears_of(filled.linears),
         is_native=True,
+        vocabulary_sizes=native.vocabulary_sizes,
     )
 
 
@@ -132,6 +134,7 @@ def _arrange(
             adapters=adapters,
             linears=linears,
             swaps=swaps,
+            vocabulary_sizes=let_head_give_part(model),
         )
     rows = StateRows(probe.states, num_slots=options.num_slots, device=device)
     caller = StateCaller(model, context, rows, device=device)

@@ -121,6 +121,7 @@ class Layout:
     linears: Mapping[str, LinearPart]  # the layers that an adapter can change
     state_bytes: int = 0
     is_native: bool = False
+    vocabulary_sizes: tuple[int, ...] | None = None  # ids of each rank, where the decoder gives a part of the logits
     swaps: dict[str, int] = field(default_factory=dict)  # number of replaced layers, by swap
 
 

@@ -28,7 +28,6 @@ from textmill_shard.layers.parallel_layers import (
     VocabularyParallelEmbedding,
     VocabularyParallelHead,
 )
-from textmill_shard.layouts.joined_scans import join_scans
 from textmill_shard.layouts.native_adapters import LAYER_LINEARS, NativeAdapters
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterWeights, LinearPart, PreparedAdapter
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, HostScan, MediaStep
@@ -163,11 +162,11 @@ class NativeDecoder:
         self._pool: KvPool | None = None
         self.dtype: torch.dtype = decoder.embed_tokens.weight.dtype
         head_layer, table = _local(model.lm_head), decoder.embed_tokens
-        self._vocabulary_sizes: tuple[int, ...] | None = None  # ids of each rank, where the ranks share the head
+        # Ids of each rank, where ranks share the head. The logits are then those of this rank's ids alone.
+        self.vocabulary_sizes: tuple[int, ...] | None = None
         if isinstance(model.lm_head, VocabularyParallelHead):
-            self._vocabulary_sizes = model.lm_head.sizes
+            self.vocabulary_sizes = model.lm_head.sizes
         self._num_local_ids: int = head_layer.weight.shape[0]
-        self.vocab_size = self._num_local_ids if self._vocabulary_sizes is None else sum(self._vocabulary_sizes)
         self.hidden_size: int = table.weight.shape[1]
         head_dim: int = first.head_dim
         kv_heads = _local(first.k_proj).weight.shape[0] // head_dim
@@ -292,15 +291,9 @@ class NativeDecoder:
         if adapters is not None:
             adapters.fill(step)
         self._kernels.decode(self._decoder, step)
-        logits_NV, scan = rows.logits(), rows.scan()
         if self._parallel.room is not None:
             self._parallel.room.check()
-        if self._vocabulary_sizes is not None and num_rows:
-            logits_NV = self._parallel.all_gather(logits_NV, self._vocabulary_sizes)
-            assert self._parallel.room is not None, "a divided head without shared memory"
-            first_ids = tuple(accumulate(self._vocabulary_sizes[:-1], initial=0))
-            scan = join_scans(scan, self._parallel.room, first_ids)
-        return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD, scan=scan)
+        return ForwardOutput(logits_NV=rows.logits(), hidden_TD=hidden_TD, scan=rows.scan())
 
     def project(self, hidden_nD: torch.Tensor, adapter: int = NO_ADAPTER) -> torch.Tensor:
         """Return float32 logits `[n, V]` of rows of `hidden_TD`, which all have the adapter of this place."""
@@ -309,8 +302,6 @@ class NativeDecoder:
         if product is not None:
             rows_n = torch.zeros(hidden_nD.shape[0], dtype=torch.int32)
             self._kernels.add_low_rank(logits_nV, hidden_nD, [product], rows_n)
-        if self._vocabulary_sizes is not None:
-            logits_nV = self._parallel.all_gather(logits_nV, self._vocabulary_sizes)
         return logits_nV
 
     def prepare(self, weights: AdapterWeights) -> PreparedAdapter:

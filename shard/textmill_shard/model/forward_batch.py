@@ -56,6 +56,8 @@ class ForwardBatch:
         None  # int32: a token sees all keys before this index of its context; 0 = no span
     )
     adapters_on_host: tuple[int, ...] = ()  # the numbers of `adapters_R`, where the host knows them
+    # Rows of the logits, rising, that ranks which share a vocabulary lay together whole; None: all rows.
+    whole_rows_N: npt.NDArray[np.int64] | None = None
     on_host: "HostRows | None" = None  # None: who needs these numbers reads them from the tensors, and waits on a GPU
 
     def starts(self) -> list[int]:
@@ -142,6 +144,11 @@ class RowScan:
     not_finite_N: torch.Tensor  # bool: whether the row holds NaN or an infinity
     log_mass_N: torch.Tensor | None  # float32: logsumexp of the row; None = not computed
 
+    def rows(self, chosen: slice) -> "RowScan":
+        """Return the facts of some rows."""
+        mass_N = self.log_mass_N
+        return RowScan(self.best_N[chosen], self.not_finite_N[chosen], None if mass_N is None else mass_N[chosen])
+
 
 @dataclass(frozen=True, slots=True)
 class HostScan:
@@ -168,3 +175,4 @@ class ForwardOutput:
     logits_NV: torch.Tensor  # float32, one row per entry of `logit_rows_N`
     hidden_TD: torch.Tensor | None  # dtype of the model, after the last norm; None unless the caller wants them
     scan: HostScan | None = None  # facts of the logits, where the forward pass has found them already
+    row_scan: RowScan | None = None  # these facts on a device, where ranks that share a vocabulary have joined them

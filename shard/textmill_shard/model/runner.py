@@ -14,6 +14,7 @@ from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets
 from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.joined_logits import LogitsJoiner
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS, KvPool, LayerKvSpec, kv_bytes_per_block
 from textmill_shard.model.kv_scales import KV_TYPES, KvScales
 from textmill_shard.model.media import MediaFacts, MediaRows, MediaTower, RopePositions, TokenSpan
@@ -86,7 +87,9 @@ class ModelRunner:
         device_scans: RowScans | None = None,
         media: MediaFacts | None = None,
         tower: MediaTower | None = None,
+        joiner: LogitsJoiner | None = None,
     ) -> None:
+        """`joiner` is None where this rank has the whole vocabulary."""
         self.kernels = kernels  # native kernels, for the thread that runs the steps; None = plain torch
         self.device_scans = device_scans  # None = plain torch scans the scores
         self.facts = facts
@@ -105,6 +108,7 @@ class ModelRunner:
         self._kv_scales: Sequence[KvScales] | None = None
         self._pool: KvPool | None = None
         self._graphs: DecodeGraphs | None = None
+        self._joiner = joiner
 
     @property
     def kv_dtype(self) -> torch.dtype:
@@ -157,11 +161,21 @@ class ModelRunner:
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
         """Compute all tokens of the batch and write their keys and values. Logits are of `logit_rows_N` alone."""
+        output = None
         if self._graphs is not None and not wants_hidden:
             output = self._graphs.replay(batch)
-            if output is not None:
-                return output
-        return self._decoder.forward(batch, wants_hidden)
+        if output is None:
+            output = self._decoder.forward(batch, wants_hidden)
+        return output if self._joiner is None else self._join(self._joiner, output, batch)
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        """Whether each rank computes the logits of some token ids only, so that batches name the rows needed whole."""
+        return self._joiner is not None
+
+    @torch.inference_mode()
+    def _join(self, joiner: LogitsJoiner, output: ForwardOutput, batch: ForwardBatch) -> ForwardOutput:
+        return joiner.join(output, batch.whole_rows_N)
 
     @property
     def has_fixed_launches(self) -> bool:
@@ -243,4 +257,5 @@ class ModelRunner:
 
         `adapter` is the place of the adapter that all these rows have.
         """
-        return self._decoder.project(hidden_nD, adapter)
+        logits_nV = self._decoder.project(hidden_nD, adapter)
+        return logits_nV if self._joiner is None else self._joiner.join_rows(logits_nV)

@@ -203,6 +203,9 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
     class_name = next(iter(config.get("architectures") or ()), "")
     of_class = _class_task(class_name, config)
     choice = _told_task(folder, config, asked)
+    if choice is not None and asked is None and of_class == "image-to-text" and choice.task == "text-generation":
+        # Hubs call every model that reads pictures and writes image-text-to-text; these have no chat.
+        choice = None
     if choice is None and not class_name:
         return TaskChoice("text-generation", "config.json names no class")
     if choice is None:

@@ -188,6 +188,22 @@ def test_encoders_with_a_masked_head_give_vectors_when_a_file_says_so(tmp_path: 
     assert choose_task(folder, None).task == "sentence-similarity"
 
 
+@pytest.mark.parametrize(
+    ("class_name", "tag", "task"),
+    [
+        ("VisionEncoderDecoderModel", "image-text-to-text", "image-to-text"),
+        ("GitForCausalLM", "image-text-to-text", "image-to-text"),
+        ("GitForCausalLM", "visual-question-answering", "visual-question-answering"),
+        ("VisionEncoderDecoderModel", "document-question-answering", "document-question-answering"),
+        ("LlavaForConditionalGeneration", "image-text-to-text", "text-generation"),
+    ],
+)
+def test_models_that_read_pictures_and_write(tmp_path: Path, class_name: str, tag: str, task: str) -> None:
+    assert choose_task(folder_with(tmp_path, class_name, readme=f"pipeline_tag: {tag}"), None).task == task
+    with pytest.raises(UnsupportedTask, match="--task says fill-mask"):
+        choose_task(tmp_path, "fill-mask")
+
+
 def test_variables_and_aliases_of_the_flag() -> None:
     assert load_settings(["--task", "sentiment-analysis"], {}).task == "text-classification"
     assert load_settings([], {"TASK": "translation_en_to_fr"}).task == "translation"

@@ -14,6 +14,7 @@ import torch
 
 from textmill_shard.adapters.reader import AdapterLimits, read_adapter
 from textmill_shard.device import DeviceError, pick_device
+from textmill_shard.distributed.gpu_links import link_warnings
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.engine.adapter_desk import AdapterDesk
 from textmill_shard.engine.adapter_reader import AdapterReader, GlooGroup, RankGroup, SoloGroup
@@ -189,6 +190,10 @@ def _join_ranks(settings: ServeSettings, device: str) -> TensorParallel:
     if settings.world_size == 1:
         return TensorParallel()
     assert settings.master_port is not None
+    if device.startswith("cuda") and settings.local_rank == 0:
+        first = settings.replica * settings.local_world_size
+        for sentence in link_warnings(range(first, first + settings.local_world_size)):
+            log.warning(sentence)
     return TensorParallel.join(
         rank=settings.rank,
         world_size=settings.world_size,

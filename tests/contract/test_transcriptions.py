@@ -175,6 +175,16 @@ def test_what_is_not_understood_is_refused_by_name(
     assert (param, words in message) == (name, True), message
 
 
+def test_unknown_fields_change_nothing_and_are_logged_once(
+    clients: dict[str, httpx.Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "textmill_router")
+    for _ in range(2):
+        assert answered(clients["whisper"], chunking_strategy="auto", model="any")["text"] == "0 '' 0 0 0.000 0.000"
+    said = [record for record in caplog.records if "chunking_strategy" in str(vars(record))]
+    assert len(said) == 1
+
+
 def test_a_form_without_a_file_and_a_file_without_a_name_are_refused(clients: dict[str, httpx.Client]) -> None:
     for files, words in (({"model": (None, b"any")}, "found none"), ({"file": (None, b"abc")}, "without a file name")):
         answer = clients["whisper"].post(PATH, files=files)

@@ -115,6 +115,7 @@ class AudioFormBody:
 
     def __init__(self, *, translates: bool) -> None:
         self._form = TRANSLATION if translates else TRANSCRIPTION
+        self._unknown = UnknownFields(TranscriptionFields)
 
     async def __call__(self, service: Service, scope: Scope, receive: Receive) -> CallBody:
         most = service.task_payload_limit
@@ -126,6 +127,8 @@ class AudioFormBody:
             ) from None
         found = await read_form(scope, data, FILE_FIELD)
         fields = _converted(found.fields)
+        texts = {name: values for name, values in found.fields.items() if name != FILE_FIELD}
+        self._unknown.note(msgspec.json.encode(texts), call_of(scope).route)
         file = found.file
         if file is None:
             shown = "a text without a file name" if FILE_FIELD in found.fields else "none"

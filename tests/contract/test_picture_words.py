@@ -181,6 +181,18 @@ def test_the_published_shape_of_a_caption_for_each_client(tmp_path: Any) -> None
         assert "vary" not in answer.headers or "User-Agent" not in answer.headers["vary"]
 
 
+def test_a_kept_answer_has_the_shape_of_its_client_and_says_that_shapes_vary(tmp_path: Any) -> None:
+    with (
+        task_router(tmp_path, *KINDS["captions"], response_cache_bytes=1 << 20) as router,
+        router.client() as client,
+    ):
+        for agent, is_object in (("hf_hub/2.4.0", False), ("@huggingface/inference/4.13.30", True)):
+            for hit in (None, "hit"):
+                answer = sent(client, FILE, **{"user-agent": agent})
+                assert (answer.headers.get("x-cache"), isinstance(answer.json(), dict)) == (hit, is_object)
+                assert answer.headers["vary"] == "User-Agent, Origin"
+
+
 def test_a_drawn_text_is_not_kept_for_the_next_call(tmp_path: Any) -> None:
     with (
         task_router(tmp_path, *KINDS["captions"], response_cache_bytes=1 << 20) as router,

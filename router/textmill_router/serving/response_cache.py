@@ -15,6 +15,7 @@ class CachedAnswer:
     num_prompt_tokens: int
     num_output_tokens: int
     media_type: bytes = b"application/json"
+    varies_by_client: bool = False  # another client gets another shape of the answer
 
 
 class ResponseCache:

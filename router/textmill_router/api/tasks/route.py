@@ -96,7 +96,9 @@ class TaskRoute:
             answer = call.answer(results, times.num_tokens)
             content = await _encode(answer)
             if key is not None and not answer.is_drawn:
-                kept = CachedAnswer(content, call.num_characters, times.num_tokens, 0, answer.media_type)
+                kept = CachedAnswer(
+                    content, call.num_characters, times.num_tokens, 0, answer.media_type, answer.varies_by_client
+                )
                 service.response_cache.put(key, kept)
             headers = [*self._headers(scope, backend.model, call, times), *_vary(answer, settings.task_shapes)]
             await send_reply(scope, send, 200, content, content_type=answer.media_type, headers=headers)
@@ -135,7 +137,8 @@ class TaskRoute:
         """Send a kept answer, whose headers say that nothing was queued or computed for the call."""
         self._service.metrics.on_cache_hit()
         times = RowTimes(kept.num_prompt_tokens, 0.0, 0.0)
-        headers = [(b"x-cache", b"hit"), *self._headers(scope, model, call, times)]
+        vary = _vary(kept, self._service.settings.task_shapes)
+        headers = [(b"x-cache", b"hit"), *self._headers(scope, model, call, times), *vary]
         await send_reply(scope, send, 200, kept.body, content_type=kept.media_type, headers=headers)
 
     def _note(self, scope: Scope, call: TaskCall, times: RowTimes) -> None:
@@ -222,5 +225,5 @@ def _note_headers(notes: CallNotes) -> list[Header]:
     return headers
 
 
-def _vary(answer: Answer, task_shapes: str) -> list[Header]:
+def _vary(answer: Answer | CachedAnswer, task_shapes: str) -> list[Header]:
     return [(b"vary", b"User-Agent, Origin")] if answer.varies_by_client and task_shapes == "client" else []

@@ -43,7 +43,8 @@ class DepthHead:
         on_sign()
         output = self._model(**stack([row], device=self._device, dtype=self._dtype))
         on_sign()
-        depths_HW = self._resize(output, row.size).float().cpu().numpy()
+        output.predicted_depth = output.predicted_depth.float()  # depths between pixels have more digits than bfloat16
+        depths_HW = self._resize(output, row.size).cpu().numpy()
         if not bool(np.isfinite(depths_HW).all()):
             return NOT_FINITE
         return Depth(depths_HW, _picture(depths_HW))

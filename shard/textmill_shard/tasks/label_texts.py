@@ -20,12 +20,14 @@ class LabelTexts:
     """Tokenises lists of texts. Any thread may call an object of this class.
 
     `max_tokens` is the longest text with its special tokens, 0 = there is no bound. With `fixed_tokens` each text is
-    padded to so many tokens, as the model was trained.
+    padded to so many tokens, as the model was trained. The first `num_places` tokens of each text stand for the image,
+    and the model takes them away again (BLIP-2).
     """
 
-    def __init__(self, tokenizer: Any, *, max_tokens: int, fixed_tokens: int = 0) -> None:
+    def __init__(self, tokenizer: Any, *, max_tokens: int, fixed_tokens: int = 0, num_places: int = 0) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
+        self._num_places = num_places
         self._padding: Mapping[str, Any] = {"padding": True}
         if fixed_tokens:
             self._padding = {"padding": "max_length", "max_length": fixed_tokens}
@@ -45,7 +47,11 @@ class LabelTexts:
                         f"{text[:64]!r} has {len(ids)} tokens, and the model reads at most {self._max_tokens}; send a "
                         "shorter text"
                     )
-        return dict(self._tokenizer(list(texts), return_tensors="pt", **self._padding))
+        tokens = dict(self._tokenizer(list(texts), return_tensors="pt", **self._padding))
+        if self._num_places:
+            places = torch.ones(len(texts), self._num_places, dtype=torch.int64)
+            tokens = {name: torch.cat([places, tensor], dim=1) for name, tensor in tokens.items()}
+        return tokens
 
 
 class KeptTexts:

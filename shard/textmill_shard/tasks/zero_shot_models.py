@@ -91,4 +91,7 @@ def _label_texts(model: Any, source: ModelSource, *, fixed_tokens: int = 0) -> L
     max_tokens = find_max_row_tokens(source.folder, config, model, tokenizer)
     if fixed_tokens:
         max_tokens = min(max_tokens or fixed_tokens, fixed_tokens)
-    return LabelTexts(tokenizer, max_tokens=max_tokens, fixed_tokens=fixed_tokens)
+    # The forward of such a BLIP-2 takes the tokens away that its processor puts there for the image.
+    has_places = getattr(source.config, "image_token_index", None) is not None
+    num_places = source.config.num_query_tokens if has_places and source.config.model_type == "blip-2" else 0
+    return LabelTexts(tokenizer, max_tokens=max_tokens, fixed_tokens=fixed_tokens, num_places=num_places)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.tasks.depth_head import pick_resize
@@ -72,6 +73,14 @@ def test_depths_that_are_not_finite_fail_the_row(tmp_path: Path) -> None:
     (found,) = loaded.runner.run(loaded.head, [ready])
     assert isinstance(found, RowFailure)
     assert found.code is FailureCode.NOT_FINITE
+
+
+def test_depths_of_a_model_in_bfloat16_are_enlarged_in_float32(tmp_path: Path) -> None:
+    make_picture_model(tmp_path, "depth_anything", AutoModelForDepthEstimation)
+    options = TaskOptions(model_dir=tmp_path, task="depth-estimation", dtype="bfloat16")
+    (found,) = compute(load_media(options, LIMITS, lambda phase, share: None), FILES[:1])
+    depths_HW = torch.from_numpy(found.depths_HW)
+    assert (depths_HW != depths_HW.bfloat16().float()).any()
 
 
 def test_an_image_of_one_depth_gives_a_black_picture(tmp_path: Path) -> None:

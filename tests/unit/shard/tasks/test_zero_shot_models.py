@@ -1,6 +1,7 @@
 """Texts of a call and images in tiny random models, against transformers' own pipelines."""
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,18 @@ def test_a_model_that_reads_image_and_text_together_scores_each_pair(tmp_path: P
                     pixel_values=ready.inputs["pixel_values"][None],
                 )
             assert score == pytest.approx(float(output.itm_score.softmax(dim=1)[0, 1]), abs=TOLERANCE)
+
+
+def test_a_model_whose_processor_puts_tokens_for_the_image_reads_the_same_texts(tmp_path: Path) -> None:
+    """The processor of a BLIP-2 with `image_token_index` does so; the pipeline uses no processor, and puts none."""
+    make_picture_model(tmp_path, "blip-2", AutoModelForZeroShotImageClassification)
+    rows = [(FILES[0], TEXTS)]
+    (expected,) = compute(load(tmp_path, MATCH), rows)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.get("image_token_index") is None
+    write_json(tmp_path / "config.json", {**config, "image_token_index": 7})
+    (found,) = compute(load(tmp_path, MATCH), rows)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("model_type", DESCRIBED_OBJECTS)

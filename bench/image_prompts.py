@@ -10,13 +10,14 @@ import asyncio
 import base64
 import io
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,21 @@ def own_first_token_ms(folder: Path, rounds: int) -> list[float]:
     return times[1:]  # the first one warms up
 
 
+@contextmanager
+def first_in_line() -> Iterator[None]:
+    """Let this process run before the server where the system permits, as if the clients had another machine.
+
+    The client needs little time, and would else wait for a core behind the processes that read images.
+    """
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    with suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 async def gaps_ms(url: str, num_streams: int, num_tokens: int, images: Sequence[str]) -> tuple[list[float], int]:
     """Return the times between tokens of text streams, and how many images were answered beside them."""
     wishes = [GenerationWish(f"{number} words", num_tokens, ignore_eos=True) for number in range(num_streams)]
@@ -125,8 +141,9 @@ def measure(url: str, folder: Path, arguments: argparse.Namespace) -> dict[str, 
     for turn in range(arguments.turns):
         seeds = range(500 + turn * arguments.images, 500 + (turn + 1) * arguments.images)
         images = [prompt_of(photo(seed), "What?") for seed in seeds]
-        alone += uvloop.run(gaps_ms(url, arguments.streams, arguments.tokens, []))[0]
-        gaps, num_images = uvloop.run(gaps_ms(url, arguments.streams, arguments.tokens, images))
+        with first_in_line():
+            alone += uvloop.run(gaps_ms(url, arguments.streams, arguments.tokens, []))[0]
+            gaps, num_images = uvloop.run(gaps_ms(url, arguments.streams, arguments.tokens, images))
         beside += gaps
         num_beside += num_images
     p99_alone, p99_beside = percentile(alone, 0.99), percentile(beside, 0.99)
@@ -153,14 +170,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--streams", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=400, help="output tokens of each text stream")
+    parser.add_argument("--tokens", type=int, default=1500, help="output tokens of each text stream")
     parser.add_argument("--images", type=int, default=60, help="most images beside the text streams of a turn")
-    parser.add_argument("--turns", type=int, default=5, help="turns of text streams alone and then beside images")
+    parser.add_argument("--turns", type=int, default=4, help="turns of text streams alone and then beside images")
     parser.add_argument("--kv-cache-bytes", type=int, default=16_000_000)
     arguments = parser.parse_args()
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="textmill-bench-")))
-        folder = arguments.model or write_tiny_llava(place / "model")
+        folder = arguments.model or write_tiny_llava(place / "model", max_position_embeddings=4096)
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         launcher = str(Path(sys.executable).parent / "launcher")

@@ -232,6 +232,24 @@ def test_the_words_of_a_page(tmp_path: Path, kind: str, window: int, stride: int
         assert found.scores.tolist() == pytest.approx([answer["score"] for answer in expected], abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["layoutlm", "layoutlmv3"])
+def test_words_of_any_script_answer_and_words_without_tokens_do_not(tmp_path: Path, kind: str) -> None:
+    model = make_answering_model(tmp_path, kind, PAGES, seed=2)
+    words = ["é", "", "e\u0301", "你好", "\u200b", "🐕", "שלום", "cat"]
+    word_boxes = [(word, [10 * place, 0, 10 * place, 1000]) for place, word in enumerate(words)]
+    params = DocumentParams(np.array([box for _, box in word_boxes]), MAX_PAGE_TOKENS, 5, 15, 5)
+    (found,) = ran(load(tmp_path, PAGES), MediaRow(FILES[0], params, ("wer? 谁", *words)))
+    expected = formulas.page_answers(
+        model, tmp_path, FILES[0], "wer? 谁", word_boxes, max_seq_len=MAX_PAGE_TOKENS, doc_stride=5, top_k=5
+    )
+    assert isinstance(found, PageSpans)
+    assert list(zip(found.starts.tolist(), found.ends.tolist(), strict=True)) == [
+        (answer["start"], answer["end"]) for answer in expected
+    ]
+    assert found.scores.tolist() == pytest.approx([answer["score"] for answer in expected], abs=1e-6)
+    assert 1 not in {*found.starts.tolist(), *found.ends.tolist()}
+
+
 def test_texts_that_do_not_fit_are_refused_and_the_next_page_is_read(tmp_path: Path) -> None:
     make_answering_model(tmp_path, "layoutlm", PAGES)
     loaded = load(tmp_path, PAGES)

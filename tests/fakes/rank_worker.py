@@ -169,11 +169,12 @@ def write_behind_image(runner: ModelRunner, parallel: TensorParallel, ids: list[
     return tokens
 
 
+QWEN3_VL = "qwen3_vl"
 IMAGES = "llava"  # the name of the model with images
 NATIVE = ", native"  # stands behind the name of a model that runs with native kernels
 NATIVE_MODELS = ("llama", "tied", "biases")
 SHARED = ", shared memory"  # stands behind the name of a model whose ranks share memory, with native kernels
-SHARED_MODELS = ("llama", "tied", "biases", "one-kv-head", "small-table", "qwen3")
+SHARED_MODELS = ("llama", "tied", "biases", "one-kv-head", "small-table", "tied-small-table", "qwen3")
 LOOP = ", step loop"  # stands behind the name of a model that runs in the step loops of the ranks
 LOOP_MODELS = ("llama", "one-kv-head")
 
@@ -326,7 +327,7 @@ def main() -> None:
                 sights[IMAGES + SHARED] = look_at_image(folder, sharing, is_native=True)
             continue
         sights[folder.name] = look(folder, parallel)
-        if folder.name in FAMILIES and sharing.room is not None and world_size == 2:
+        if folder.name in (*FAMILIES, QWEN3_VL) and sharing.room is not None and world_size == 2:
             sights[folder.name + SHARED] = look(folder, sharing, is_native=True)
         if folder.name in NATIVE_MODELS and world_size == 2:
             sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)

@@ -147,6 +147,20 @@ OWN_RULES: Mapping[str, ModelRules] = {
             ),
         }
     ),
+    "qwen3_vl": ModelRules(
+        {
+            "lm_head": HEAD,
+            **_below(
+                "model.language_model.layers.*",
+                {
+                    **_ATTENTION,
+                    "mlp.gate_proj": column(),
+                    "mlp.up_proj": column(),
+                    "mlp.down_proj": row(),
+                },
+            ),
+        }
+    ),
     "deepseek_v3": ModelRules(
         {
             "lm_head": HEAD,

@@ -99,7 +99,9 @@ class _Builder:
         self._heads = heads
         self._parallel = parallel
         self._vocabulary: int = config.get_text_config().vocab_size
-        self._cuts_embedding = embedding_share > MAX_REPLICATED_EMBEDDING_SHARE
+        # An embedding with code of its own, such as Gemma's, which scales, stands whole.
+        is_plain = type(_embedding(model)) is nn.Embedding
+        self._cuts_embedding = is_plain and embedding_share > MAX_REPLICATED_EMBEDDING_SHARE
         self._cuts: dict[str, Cut] = {}
         self._roles: dict[str, Role] = {}
         self._zeroed: set[str] = set()
@@ -116,13 +118,13 @@ class _Builder:
         module = self._model.get_submodule(name)
         if rule.role is Role.SUM:
             self._roles[name] = rule.role
-        elif rule.role is Role.VOCABULARY_EMBEDDING and type(module) is nn.Embedding:
-            if self._cuts_embedding:
+        elif rule.role is Role.VOCABULARY_EMBEDDING and isinstance(module, nn.Embedding):
+            if self._cuts_embedding and type(module) is nn.Embedding:
                 self._roles[name] = rule.role
                 self._cuts[f"{name}.weight"] = Cut(0, (even_range(self._vocabulary, self._parallel),))
         elif rule.role is Role.VOCABULARY_HEAD and name == "lm_head" and type(module) is nn.Linear:
             # A head that is tied to a whole embedding stays whole too, because both are one tensor.
-            if self._cuts_embedding or module.weight is not _embedding(self._model).weight:
+            if self._cuts_embedding or not _is_tied(self._model, f"{name}.weight"):
                 self._roles[name] = rule.role
                 self._cut_outputs(name, module, (even_range(self._vocabulary, self._parallel),))
         elif rule.role is Role.COLUMN and type(module) in _LINEARS:
@@ -230,6 +232,15 @@ def _matches_part(pattern: str, name: str, part: Any) -> bool:
 
 def _embedding(model: Any) -> Any:
     return model.get_input_embeddings()
+
+
+def _is_tied(model: Any, name: str) -> bool:
+    """Whether a parameter is one tensor with another.
+
+    The model does not show that yet, because parameters on `meta` are apart until their weights have been read.
+    """
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return name in tied or name in tied.values()
 
 
 def _is_below(name: str, paths: Sequence[str]) -> bool:

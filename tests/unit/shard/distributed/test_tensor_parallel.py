@@ -24,6 +24,7 @@ from tests.fakes.rank_worker import (
     NATIVE,
     NATIVE_MODELS,
     NUM_WRITTEN,
+    QWEN3_VL,
     SHARED,
     SHARED_MODELS,
     ImageSight,
@@ -37,9 +38,11 @@ from tests.zoo.dense import DENSE
 from tests.zoo.image_drive import make_image_model
 from tests.zoo.images import IMAGE_ZOO
 
+QWEN = next(entry for entry in IMAGE_ZOO if entry.name == "Qwen3-VL")
 LLAVA = next(entry for entry in IMAGE_ZOO if entry.name == "Llava")
 REPOSITORY = Path(__file__).parents[4]
 RANKS_TIMEOUT_S = 240
+LLAMAS = ("llama", "tied", "one-kv-head", "small-table", "tied-small-table", "qwen2", "qwen3", "biases")
 # Of the largest logit; the ranks' sums are added in another order than one rank adds them.
 TOLERANCE = 1e-5
 
@@ -61,11 +64,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         make_tiny_llama(root / "tied", vocab=700, tie=True),
         make_tiny_llama(root / "one-kv-head", kv_heads=1),
         make_tiny_llama(root / "small-table", vocab=258, mlp=4096),
+        make_tiny_llama(root / "tied-small-table", vocab=258, mlp=4096, tie=True),
         make_tiny_model(root / "qwen2", "qwen2"),
         make_tiny_model(root / "qwen3", "qwen3"),
         make_tiny_model(root / "biases", "llama", attention_bias=True, mlp_bias=True),
     ]
     made += [make_family(name, root / name) for name in FAMILIES]
+    (root / QWEN3_VL).mkdir()
+    made.append(make_image_model(QWEN, root / QWEN3_VL).folder)
     (root / IMAGES).mkdir()
     made.append(make_image_model(LLAVA, root / IMAGES).folder)
     return {folder.name: folder for folder in made}
@@ -110,7 +116,9 @@ def look_by_ranks(num_ranks: int, folders: list[Path], scratch: Path) -> list[Ma
 
 
 @needs_ranks
-@pytest.mark.parametrize("name", ["llama", "tied", "one-kv-head", "small-table", "qwen2", "qwen3", "biases"])
+@pytest.mark.parametrize(
+    "name", ["llama", "tied", "one-kv-head", "small-table", "tied-small-table", "qwen2", "qwen3", "biases"]
+)
 def test_two_ranks_give_the_logits_of_one(
     folders: Mapping[str, Path], ranks: list[Mapping[str, RankSight]], name: str
 ) -> None:
@@ -157,14 +165,28 @@ def test_ranks_of_fused_layers_and_experts_give_the_logits_of_one(
 
 
 @needs_ranks
+def test_two_ranks_share_the_text_layers_of_qwen3_vl(folders: Mapping[str, Path], ranks: list[Any]) -> None:
+    """Each rank has compared its first steps with an image with those of transformers' code at its start."""
+    alone = look(folders[QWEN3_VL], TensorParallel())
+    scale = alone.logits.abs().max()
+    sights = [rank[QWEN3_VL] for rank in ranks]
+    sights += [rank[QWEN3_VL + SHARED] for rank in ranks if QWEN3_VL + SHARED in rank]
+    for sight in sights:
+        assert {"ColumnParallelLinear", "RowParallelLinear"} <= sight.layer_kinds
+        assert sight.tokens == alone.tokens
+        assert ((sight.logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
+
+
+@needs_ranks
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_of_fused_layers_and_experts_reduces_once_per_attention_and_once_per_mlp(
     ranks: list[Mapping[str, RankSight]], name: str
 ) -> None:
     for rank in ranks:
         is_table_cut = "VocabularyParallelEmbedding" in rank[name].layer_kinds
-        expected = {"all_reduce": 2 * FAMILIES[name].num_layers + is_table_cut, "all_gather": 1}
-        assert rank[name].exchanges == expected
+        is_head_cut = "VocabularyParallelHead" in rank[name].layer_kinds  # not where tied to a table that stands whole
+        assert rank[name].exchanges["all_reduce"] == 2 * FAMILIES[name].num_layers + is_table_cut
+        assert rank[name].exchanges["all_gather"] == is_head_cut
 
 
 @needs_ranks

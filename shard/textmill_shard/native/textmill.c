@@ -170,8 +170,8 @@ static void run_step(void *argument, int member) {
   scan_share(&s->scan, member, s->run.team->size);
 }
 
-// A step of less is over before another thread is awake. A thread that waits for a thread without a core waits for a
-// time slice of milliseconds, so that the caller of such a step works alone.
+// A second thread makes a step of less shorter by a tenth at most. Beside other work it may have no core for milliseconds,
+// for which the caller would wait, so that the caller of such a step works alone.
 #define LEAST_SHARED_PRODUCTS (1 << 20)
 
 static int64_t num_products(const decoder *m, const decoder_step *s) {

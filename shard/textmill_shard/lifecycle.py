@@ -314,9 +314,7 @@ def features_of(facts: ModelFacts, media: MediaFacts | None = None) -> tuple[str
     # reads the tokens after a prefix.
     reads_behind = media is not None and media.is_prompt_span
     prefix = () if facts.layout in LAYOUTS_WITHOUT_PREFIXES or reads_behind else ("prefix_cache",)
-    # State rows belong to a slot, and the sequences of a search would need rows of their own.
-    beams = () if facts.layout == "state" else (BEAMS,)
-    return (*prefix, *(("prompt_logprobs",) if facts.can_project else ()), *beams)
+    return (*prefix, *(("prompt_logprobs",) if facts.can_project else ()), BEAMS)
 
 
 def _media_cache_bytes(settings: ServeSettings, runner: ModelRunner) -> int:

@@ -28,6 +28,7 @@ class ApartRows:
     starts_R: IdArray  # position of the token
     tokens_R: IdArray
     tables: tuple[npt.NDArray[np.int32], ...]  # block tables of the sequences, `[W, B]` for those of one slot
+    states_R: IdArray | None = None  # state row of the sequence, where layers carry state; such a model has one rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,8 @@ class BatchBuilder:
             block_tables_RB[start : start + len(tables_WB), :width] = tables_WB[:, :width]
             start += len(tables_WB)
         arrays = self._single_arrays(table, rows.slots_R, rows.starts_R, rows.tokens_R, block_tables_RB)
+        if rows.states_R is not None:
+            arrays["slots_R"] = rows.states_R
         adapters_on_host: tuple[int, ...] = ()
         if table.num_adapted and (adapters_R := table.adapters[rows.slots_R]).any():
             arrays["adapters_R"], adapters_on_host = adapters_R, tuple(adapters_R.tolist())

@@ -45,6 +45,7 @@ class _Search:
     late_s: float  # on the desk's clock
     tokens_W: Sequence[int] = ()
     copies: tuple[BlockCopy, ...] = ()  # made since the last pass
+    states_W: Sequence[int] = ()  # state rows of the sequences, where layers carry state; empty until there is room
 
 
 @dataclass(slots=True)
@@ -177,15 +178,44 @@ class BeamDesk:
         passes: list[list[_Search]] = [[]]
         num_rows = 0
         for one in self._searches.values():
+            if self._executor.has_states and not self._seat_states(one, news):
+                continue
             num_rows += len(one.tokens_W)
             if num_rows > self._executor.table.num_slots:  # the memory has room for so many rows of logits
                 passes.append([])
                 num_rows = len(one.tokens_W)
             passes[-1].append(one)
+        for error in news.errors:
+            self._searches.pop(error.slot)
         for searches in passes:
             if searches:
                 self._advance(searches, news)
         return news
+
+    def _seat_states(self, one: _Search, news: BeamNews) -> bool:
+        """Give the sequences of a search state rows of their own. Returns False while other searches have the rows.
+
+        There are as many rows for searches as there are slots, so one search always goes on. Until then the state of
+        the prompt stays in the row of the slot, which is in no step.
+        """
+        if one.states_W:
+            return True
+        num_slots = self._executor.table.num_slots
+        taken = {row for other in self._searches.values() for row in other.states_W}
+        free = [row for row in range(num_slots + 1, 2 * num_slots + 1) if row not in taken]
+        if len(free) < len(one.tokens_W):
+            return False
+        rows = free[: len(one.tokens_W)]
+        try:
+            self._executor.copy_states([one.admit.slot] * len(rows), rows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            free_device_memory(self._executor.device)
+            news.errors.append(SlotError(one.admit.slot, one.admit.request_id, NO_ROOM.code, NO_ROOM.message))
+            return False
+        one.states_W = rows
+        return True
 
     def _advance(self, searches: list[_Search], news: BeamNews) -> None:
         """Compute the last tokens of some searches in one pass. A pass without room runs again search by search."""
@@ -194,6 +224,11 @@ class BeamDesk:
             starts_R=np.repeat([one.num_computed for one in searches], [len(one.tokens_W) for one in searches]),
             tokens_R=np.array([token for one in searches for token in one.tokens_W], dtype=np.int64),
             tables=tuple(one.blocks.tables_WB for one in searches),
+            states_R=(
+                np.array([row for one in searches for row in one.states_W], dtype=np.int64)
+                if self._executor.has_states
+                else None
+            ),
         )
         if self._tell is not None:
             self._tell(ApartPass(tuple(copy for one in searches for copy in one.copies), rows))
@@ -236,6 +271,8 @@ class BeamDesk:
         one.copies = tuple(one.blocks.fork(choice.parents_W, one.num_computed))
         for copy in one.copies:
             self._executor.copy_block(copy)
+        if one.states_W:
+            self._executor.copy_states([one.states_W[parent] for parent in choice.parents_W], one.states_W)
         one.tokens_W = choice.tokens_W
         self._searches[slot] = one
 

@@ -46,6 +46,8 @@ class Runner(Protocol):
 
     def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None: ...
 
+    def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class PromptStretch:
@@ -229,6 +231,15 @@ class StepExecutor:
         self._runner.copy_places(
             source_block=copy.source_block, target_block=copy.target_block, num_places=copy.num_places
         )
+
+    @property
+    def has_states(self) -> bool:
+        """Whether layers carry state from token to token, in a row for each slot."""
+        return self._facts.layout == "state"
+
+    def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Write state rows into other rows. Rows behind those of the slots, and one more, are free for searches."""
+        self._runner.copy_states(sources, targets)
 
     def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
         """Return the logits [n, V] of hidden states [n, D], for prompt log-probabilities. All ranks must call this.

@@ -146,7 +146,7 @@ def _arrange(
         weight_bytes(model),
         adapters=adapters,
         linears=linears,
-        state_bytes=rows.num_bytes,
+        states=rows,
         swaps=swaps,
     )
 

@@ -12,6 +12,7 @@ from textmill_shard.attention.base import AttentionBackend
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layouts.image_tower import ImageTower
+from textmill_shard.layouts.state_rows import StateRows
 from textmill_shard.model.adapter import AdapterHost, LinearPart
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.runner import StepDecoder
@@ -119,7 +120,7 @@ class Layout:
     weight_bytes: int
     adapters: AdapterHost
     linears: Mapping[str, LinearPart]  # the layers that an adapter can change
-    state_bytes: int = 0
+    states: StateRows | None = None  # of layers that carry state from token to token
     is_native: bool = False
     vocabulary_sizes: tuple[int, ...] | None = None  # ids of each rank, where the decoder gives a part of the logits
     swaps: dict[str, int] = field(default_factory=dict)  # number of replaced layers, by swap

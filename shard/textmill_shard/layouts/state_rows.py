@@ -1,6 +1,6 @@
-"""The states that layers carry from token to token: one row per slot and layer, and a scratch row."""
+"""The states that layers carry from token to token: one row per slot and layer, a scratch row, and rows of searches."""
 
-# S slots
+# S slots, n rows
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from textmill_shard.probing.state_probe import StateSpec
 
 
 class StateRows:
-    """The rows of all slots, `[S + 1, ...]` per state. The last row is scratch."""
+    """The rows of all slots, `[S + 1, ...]` per state. Row S is scratch. Further rows are made at their first use."""
 
     def __init__(self, specs: Sequence[StateSpec], *, num_slots: int, device: torch.device) -> None:
         self.scratch_row = num_slots
@@ -27,6 +27,23 @@ class StateRows:
     @property
     def num_bytes(self) -> int:
         return sum(rows.nbytes for rows in (*self._conv.values(), *self._recurrent.values()))
+
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self._conv.values())))
+
+    def copy(self, sources_n: torch.Tensor, targets_n: torch.Tensor, *, num_rows: int) -> None:
+        """Write rows into other rows, of which there are `num_rows` at least from now on. Sources are read before.
+
+        Raises the device's error where there is no memory for more rows.
+        """
+        if num_rows > self.num_rows:
+            for states in (self._conv, self._recurrent):
+                for at, rows in states.items():
+                    more = rows.new_zeros(num_rows - len(rows), *rows.shape[1:])
+                    states[at] = torch.cat([rows, more])
+        for rows in (*self._conv.values(), *self._recurrent.values()):
+            rows.index_copy_(0, targets_n, rows.index_select(0, sources_n))
 
     def clear(self, slots: torch.Tensor) -> None:
         """Set the rows of slots in which a text begins to zero."""

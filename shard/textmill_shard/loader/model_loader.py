@@ -195,7 +195,7 @@ def _make_runner(
         kv_specs=layout.kv_specs,
         can_project=False,
         layout=layout.name,
-        state_bytes=layout.state_bytes,
+        state_bytes=0 if layout.states is None else layout.states.num_bytes,
         rope_border=filled.rope_border,
         decoder_prompt_ids=filled.decoder_prompt_ids,
         max_encoder_tokens=filled.max_encoder_tokens,
@@ -212,6 +212,7 @@ def _make_runner(
         media=media,
         tower=filled.tower,
         joiner=None if layout.vocabulary_sizes is None else LogitsJoiner(source.parallel, layout.vocabulary_sizes),
+        states=layout.states,
     )
     check_against_probe(runner, texts=filled.texts, expected_V_by_text=layout.logits_V_by_text)
     if image is not None:

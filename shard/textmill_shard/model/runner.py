@@ -62,6 +62,12 @@ class StepDecoder(Protocol):
     def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor: ...
 
 
+class StateStore(Protocol):
+    """The rows of layers that carry state from token to token (`layouts/state_rows.py`)."""
+
+    def copy(self, sources_n: torch.Tensor, targets_n: torch.Tensor, *, num_rows: int) -> None: ...
+
+
 class RowScans(Protocol):
     """Kernels that read rows of scores on a GPU (`triton_kernels/interface.py`)."""
 
@@ -88,6 +94,7 @@ class ModelRunner:
         media: MediaFacts | None = None,
         tower: MediaTower | None = None,
         joiner: LogitsJoiner | None = None,
+        states: StateStore | None = None,
     ) -> None:
         """`joiner` is None where this rank has the whole vocabulary."""
         self.kernels = kernels  # native kernels, for the thread that runs the steps; None = plain torch
@@ -95,6 +102,7 @@ class ModelRunner:
         self.facts = facts
         self.media = media  # None: the model takes no images
         self._tower = tower
+        self._states = states
         self.targets = targets  # of adapters
         self.adapters = adapters
         self.parallel = parallel
@@ -214,6 +222,16 @@ class ModelRunner:
             return False
         self._graphs = graphs
         return True
+
+    @torch.inference_mode()
+    def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Write state rows into other rows, which may lie behind those of the slots; all sources are read before.
+
+        Raises the device's error where there is no memory for the further rows.
+        """
+        assert self._states is not None, "no layer of the model carries state"
+        rows = (torch.tensor(numbers, device=self.device) for numbers in (sources, targets))
+        self._states.copy(*rows, num_rows=max(targets) + 1)
 
     @property
     def encodes_media(self) -> bool:

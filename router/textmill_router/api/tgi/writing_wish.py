@@ -192,7 +192,7 @@ def choose_beams(
     if samples:
         reason = "1 where the call samples: leave out `do_sample`, `temperature`, `top_k` and `top_p`, or the beams"
     elif not facts.can_search_beams:
-        reason = "1: beams need a model without state from token to token (Mamba has such a state)"
+        reason = "1, because this shard searches no beams"
     elif num_beams > facts.num_slots:
         reason = f"at most {facts.num_slots} (--num-slots of the shard)"
     if reason and is_asked:

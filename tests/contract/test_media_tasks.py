@@ -194,6 +194,7 @@ def test_errors_of_bodies_and_addresses(clients: dict[str, httpx.Client]) -> Non
     assert refused(client, FILE, status=400, **as_json)[0] == "invalid_json"
     assert refused(client, FILE, status=415, **{"content-encoding": "gzip"})[0] == "unsupported_media_type"
     assert "top_k" in refused(client, FILE, "/?top_k=many")[1]
+    assert "`top_k`: expected `int`, got `array`" in refused(client, FILE, "/?top_k=1&top_k=2")[1]
     too_many = {"inputs": ["aGk="] * 33}
     assert refused(client, too_many) == (
         "batch size exceeded",

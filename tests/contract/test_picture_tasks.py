@@ -71,6 +71,7 @@ ASKED = {"candidate_labels": ["cat", "a dog"]}
         ({"inputs": {"image": "data:image/png;base64," + coded(FILE)}, "parameters": ASKED}, "/", None),
         ({"inputs": coded(FILE), "parameters": {"candidate_labels": "cat, a dog"}}, "/", None),
         (FILE, "/?candidate_labels=cat,a%20dog", None),
+        (FILE, "/?candidate_labels=cat&candidate_labels=a%20dog", None),
         ({"inputs": [coded(FILE)], "parameters": ASKED}, f"/pipeline/{MATCH}", 1),
         ({"inputs": [coded(FILE)] * 9, "parameters": ASKED}, "/models/a/b", 9),
     ],

@@ -158,8 +158,14 @@ def _converted(values: Mapping[str, list[str]]) -> TranscriptionFields:
 
 
 def _query_parameters(form: TaskForm, scope: Scope) -> object:
-    """Return the parameters of a body that is a file, which stand in the address. Raises ValidationFailed."""
-    fields = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
+    """Return the parameters of a body that is a file, which stand in the address. Raises ValidationFailed.
+
+    A field that stands there several times is a list, as forms send lists.
+    """
+    values: dict[str, list[str]] = {}
+    for name, value in parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True):
+        values.setdefault(name, []).append(value)
+    fields = {name: found if len(found) > 1 else found[0] for name, found in values.items()}
     try:
         return msgspec.convert(fields, form.parameters, strict=False)
     except msgspec.ValidationError as error:

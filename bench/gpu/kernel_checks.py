@@ -21,6 +21,7 @@ from textmill_shard.model.score_changes import (
     Temperatures,
 )
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.sampling import noise
 from textmill_shard.sampling.row_scan import TorchRowScanner
 from textmill_shard.triton_kernels.interface import PagedIndices
 from textmill_shard.triton_kernels.kernels import TritonKernels
@@ -39,6 +40,7 @@ from textmill_shard.triton_kernels.variants import (
     GateCase,
     LowRankCase,
     MergeCase,
+    NoiseCase,
     NormCase,
     ScanCase,
     Variant,
@@ -78,7 +80,7 @@ def check_kernels(setting: Setting) -> Iterator[Row]:
         done.add(kind)
         if getattr(variant.case, "stored", None) == "fp8e4nv" and not _has_e4m3(setting):
             continue
-        dtype = "fp32" if setting.is_dry or isinstance(variant.case, ScanCase) else variant.case.dtype
+        dtype = "fp32" if setting.is_dry or isinstance(variant.case, ScanCase | NoiseCase) else variant.case.dtype
         error = _error_of(setting, variant, DTYPES[dtype])
         yield Row(
             name=f"{variant.kernel}: {variant.name}",
@@ -108,6 +110,11 @@ def _error_of(setting: Setting, variant: Variant, dtype: torch.dtype) -> float:
             return _difference(found_TI, gate_up_plainly(gate, up, case.activation))
         case ScanCase():
             return _scan_error(setting, case)
+        case NoiseCase():
+            seeds_S2 = torch.tensor([[7, 0], [2**32 - 1, 2**31 + 5]], device=setting.device)
+            ids_SC = torch.arange(2 * case.num_ids, device=setting.device).view(2, -1) * 119
+            at = (seeds_S2, torch.tensor([3, 0], device=setting.device), ids_SC)
+            return _difference(setting.kernels.gumbel(*at), noise.gumbel(*at))
         case LowRankCase():
             return _low_rank_error(setting, variant.kernel, case, dtype)
         case MergeCase():
@@ -124,10 +131,13 @@ def _scan_error(setting: Setting, case: ScanCase) -> float:
     finite = ~plain.scan.not_finite_N
     is_same = torch.equal(found.best_N[finite], plain.best_N[finite])
     is_same &= torch.equal(found.scan.not_finite_N, plain.scan.not_finite_N)
-    is_same &= torch.equal(found.scores_NV[finite], plain.scores_NV[finite])
+    is_possible = plain.scores_NV[finite] > -torch.inf
+    is_same &= torch.equal(found.scores_NV[finite] > -torch.inf, is_possible)
     if not is_same:
         return float("inf")
-    error = _difference(found.scan.log_mass_N[finite], plain.scan.log_mass_N[finite])
+    # A GPU may round a product and a sum together.
+    error = _difference(found.scores_NV[finite][is_possible], plain.scores_NV[finite][is_possible])
+    error = max(error, _difference(found.scan.log_mass_N[finite], plain.scan.log_mass_N[finite]))
     if found.tempered_mass_N is None or plain.tempered_mass_N is None:
         return error
     return max(error, _difference(found.tempered_mass_N[finite], plain.tempered_mass_N[finite]))

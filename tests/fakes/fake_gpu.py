@@ -349,6 +349,10 @@ class ShapeKernels:
         self._launch("expand", out_TO, places_T, *tables)
         assert (places_T.dtype, places_T.shape) == (torch.int32, x_TI.shape[:1])
 
+    def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor:
+        self._launch("gumbel", seed_words_S2, positions_S, ids_SC)
+        return torch.empty(ids_SC.shape, dtype=torch.float64, device=ids_SC.device)
+
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
         given = [
             change

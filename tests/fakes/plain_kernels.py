@@ -12,6 +12,7 @@ from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
+from textmill_shard.sampling import noise
 from textmill_shard.sampling.row_scan import TorchRowScanner
 from textmill_shard.triton_kernels.interface import Activation, DeviceKernels, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
@@ -89,6 +90,9 @@ class PlainKernels:
         is_decode: bool,
     ) -> None:
         add_low_rank_plainly(out_TO, x_TI, table, places_T)
+
+    def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor:
+        return noise.gumbel(seed_words_S2, positions_S, ids_SC)
 
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
         return TorchRowScanner().first_pass(logits_NV, changes)

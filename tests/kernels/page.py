@@ -75,6 +75,7 @@ KERNELS = {
         "`triton_kernels/plain_layers.py`",
     ),
     "expand": ("adds this product times the second matrix to the layer's outputs", "`triton_kernels/plain_layers.py`"),
+    "gumbel": ("noise of draws, from seed, position and id", "`sampling/noise.py`"),
     "merge_parts": ("puts the parts of a row together", "`sampling/row_scan.py`"),
 }
 

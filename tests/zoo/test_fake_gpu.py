@@ -285,7 +285,7 @@ AROUND = 29
 # taken into the lists of the repetition penalty and into those of the other two, with the counts.
 LISTS = 25
 # What draws with top-p add: the states and limits of the rows, the candidates and their noise, and the choice.
-DRAWS = 341
+DRAWS = 67
 
 
 @pytest.mark.parametrize(

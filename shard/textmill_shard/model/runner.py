@@ -73,6 +73,8 @@ class RowScans(Protocol):
 
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass: ...
 
+    def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor: ...
+
 
 class ModelRunner:
     """Owns the weights and the KV pool of this rank. One thread calls the runner.

@@ -9,7 +9,9 @@ its exact mass and noise of its own. When the tail wins, or when the set that a 
 candidates, the draw of that row alone looks at all its scores.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from textmill_shard.sampling.stage import SlotText
 from textmill_shard.sampling.truncation import Filters, Limits, RowTotals, needs_row_mass, truncate
 from textmill_shard.slots.sampling_params import SamplingParams
 
+Noise: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 SPARE_CANDIDATES = 16  # beyond the largest top-k, so that the cut and the ties at the cut lie among the candidates
 LEAST_SCORE = -1e4  # its exponential is 0 in float32
 FULL_ROWS = 4  # rows whose scores are all looked at together
@@ -56,6 +59,7 @@ class RowStates:
     temperatures_S1: Tensor  # float32
     limits: Limits
     wants_entropy: bool  # whether a row may need the entropy of its scores
+    gumbel: Noise
 
     def at(self, places: Tensor) -> "RowStates":
         """Return the states of some of the rows."""
@@ -65,11 +69,12 @@ class RowStates:
             temperatures_S1=self.temperatures_S1[places],
             limits=self.limits.at(places),
             wants_entropy=self.wants_entropy,
+            gumbel=self.gumbel,
         )
 
     def noise(self, ids_SC: Tensor) -> Tensor:
         """Return Gumbel noise [S, C] float64 for these ids."""
-        return noise.gumbel(self.seed_words_S2, self.positions_S, ids_SC)
+        return self.gumbel(self.seed_words_S2, self.positions_S, ids_SC)
 
 
 class Draw:
@@ -78,7 +83,9 @@ class Draw:
     This state lies on the device, in arrays by slot.
     """
 
-    def __init__(self, *, num_slots: int, device: torch.device, num_candidates: int) -> None:
+    def __init__(self, *, num_slots: int, device: torch.device, num_candidates: int, gumbel: Noise) -> None:
+        """`gumbel` makes the noise of `noise.gumbel` on the device."""
+        self._gumbel = gumbel
         self._num_candidates = num_candidates
         self._seed_words_S2 = torch.zeros(num_slots, 2, dtype=torch.int64, device=device)
         self._positions_S = torch.zeros(num_slots, dtype=torch.int64, device=device)  # output tokens so far
@@ -188,6 +195,7 @@ class Draw:
             temperatures_S1=self._temperatures_S1[slots_S],
             limits=self._filters.limits(rows),
             wants_entropy=wants_entropy,
+            gumbel=self._gumbel,
         )
 
 

@@ -11,6 +11,7 @@ from textmill_shard.model.forward_batch import RowScan
 from textmill_shard.model.runner import RowScans
 from textmill_shard.model.score_changes import FirstPass, IdLists, ScoreChanges
 from textmill_shard.native.kernels import Kernels
+from textmill_shard.sampling import noise
 
 
 class RowScanner(Protocol):
@@ -27,6 +28,10 @@ class RowScanner(Protocol):
 
     def first_pass(self, logits_NV: Tensor, changes: ScoreChanges) -> FirstPass:
         """Change float32 rows and scan them, in one read of each row. The logits stay as they are."""
+        ...
+
+    def gumbel(self, seed_words_S2: Tensor, positions_S: Tensor, ids_SC: Tensor) -> Tensor:
+        """Return the noise of draws, as `noise.gumbel` does."""
         ...
 
 
@@ -74,6 +79,9 @@ class TorchRowScanner:
             tempered_mass_N = ((scores_NV - scores_NV.amax(-1, keepdim=True)) / temperatures_N1).logsumexp(-1)
         return FirstPass(scores_NV, scan, scores_NV.argmax(-1), tempered_mass_N)
 
+    def gumbel(self, seed_words_S2: Tensor, positions_S: Tensor, ids_SC: Tensor) -> Tensor:
+        return noise.gumbel(seed_words_S2, positions_S, ids_SC)
+
 
 def _ids(lists: IdLists, slot: int) -> Tensor:
     return lists.ids_SE[slot, : int(lists.num_ids_S[slot])]
@@ -93,6 +101,9 @@ class DeviceRowScanner:
     def first_pass(self, logits_NV: Tensor, changes: ScoreChanges) -> FirstPass:
         return self._kernels.first_pass(logits_NV, changes)
 
+    def gumbel(self, seed_words_S2: Tensor, positions_S: Tensor, ids_SC: Tensor) -> Tensor:
+        return self._kernels.gumbel(seed_words_S2, positions_S, ids_SC)
+
 
 class NativeRowScanner:
     """Scans with the native kernels, which read each row once and use their own threads.
@@ -111,3 +122,6 @@ class NativeRowScanner:
 
     def first_pass(self, logits_NV: Tensor, changes: ScoreChanges) -> FirstPass:
         raise NotImplementedError("on a CPU the stages change the few scores of their lists in place")
+
+    def gumbel(self, seed_words_S2: Tensor, positions_S: Tensor, ids_SC: Tensor) -> Tensor:
+        return noise.gumbel(seed_words_S2, positions_S, ids_SC)

@@ -96,7 +96,9 @@ class Sampler:
         self._stages = build_stages(
             num_slots=num_slots, device=device, grammar_mask=self.grammar_mask, watermark=watermark
         )
-        self._draw = Draw(num_slots=num_slots, device=device, num_candidates=num_candidates)
+        self._draw = Draw(
+            num_slots=num_slots, device=device, num_candidates=num_candidates, gumbel=self._scanner.gumbel
+        )
         self._top_n_S = np.zeros(num_slots, dtype=np.int64)  # alternatives
         # A wish and the rows of a step that have the wish stand at one place of their tuples.
         wishes = (

@@ -114,6 +114,10 @@ class DeviceKernels(Protocol):
         """
         ...
 
+    def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor:
+        """Return the noise of `sampling/noise.py`, `[S, C]` float64."""
+        ...
+
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
         """Read rows of float32 logits once, and return what the sampler needs of them. The logits stay as they are."""
         ...

@@ -16,12 +16,14 @@ from textmill_shard.triton_kernels.device.attention import merge_splits, paged_a
 from textmill_shard.triton_kernels.device.gate import gate_up
 from textmill_shard.triton_kernels.device.kv_write import write_kv
 from textmill_shard.triton_kernels.device.low_rank import expand, shrink
+from textmill_shard.triton_kernels.device.noise import gumbel
 from textmill_shard.triton_kernels.device.norm import rms_norm
 from textmill_shard.triton_kernels.device.row_scan import merge_parts, scan_parts
 from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.tiles import low_rank_tile, num_splits, power_of_two
 from textmill_shard.triton_kernels.variants import (
     COMPILE_OPTIONS,
+    NOISE_IDS,
     SCAN_IDS,
     attention_constants,
     expand_constants,
@@ -274,6 +276,24 @@ class TritonKernels:
             constants=expand_constants(tile, num_outputs=out_TO.shape[1]),
             num_warps=4,
         )
+
+    def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor:
+        ids_SC = _dense_rows(ids_SC)
+        num_rows, num_ids = ids_SC.shape
+        noise_SC = torch.empty(num_rows, num_ids, dtype=torch.float64, device=ids_SC.device)
+        _launch(
+            gumbel,
+            (num_rows, -(-num_ids // NOISE_IDS)),
+            seed_words_S2.contiguous(),
+            positions_S,
+            ids_SC,
+            noise_SC,
+            num_ids,
+            ids_SC.stride(0),
+            constants={"IDS": NOISE_IDS},
+            num_warps=4,
+        )
+        return noise_SC
 
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
         logits_NV = _dense_rows(logits_NV)

@@ -34,6 +34,7 @@ STORED_NAMES: Mapping[Stored, str] = {"fp8e4nv": "fp8_e4m3fn", "fp8e5": "fp8_e5m
 LARGEST_STORED: Mapping[Stored, float] = {"fp8e4nv": 448.0, "fp8e5": 57344.0}
 BLOCK_SIZE = 16  # tokens of a block in the rows of the table
 SCAN_IDS = 4096  # scores of a part of a row
+NOISE_IDS = 256  # ids of a program that makes noise
 LIST_ENTRIES = 512  # entries of a list of ids that a program reads at a time
 GATE_TILE = 1024  # elements of a program of the gate
 LONGEST_CHUNK = 1024  # tokens of a sequence in the chunks of the table
@@ -113,6 +114,13 @@ class ScanCase:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseCase:
+    """What a variant of `gumbel` is for."""
+
+    num_ids: int
+
+
+@dataclass(frozen=True, slots=True)
 class LowRankCase:
     """What a variant of `shrink` or of `expand` is for."""
 
@@ -126,7 +134,7 @@ class LowRankCase:
         return low_rank_tile(max_rank=self.max_rank, is_decode=self.is_decode)
 
 
-Case = AttentionCase | MergeCase | WriteCase | NormCase | GateCase | ScanCase | LowRankCase
+Case = AttentionCase | MergeCase | WriteCase | NormCase | GateCase | ScanCase | LowRankCase | NoiseCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,6 +475,18 @@ def _scans(case: ScanCase, *, is_sample: bool = False) -> tuple[Variant, ...]:
     return parts, merge
 
 
+def _noise(case: NoiseCase) -> Variant:
+    return Variant(
+        kernel="gumbel",
+        name=f"{case.num_ids} ids of a row",
+        case=case,
+        types=("*i64", "*i64", "*i64", "*fp64", "i32", "i32"),
+        constants={"IDS": NOISE_IDS},
+        num_warps=4,
+        is_sample=True,
+    )
+
+
 def _scan_rows() -> Sequence[Variant]:
     cases = [ScanCase(128_256), *(ScanCase(128_256, (change,)) for change in CHANGES), ScanCase(128_256, CHANGES)]
     rows = [row for case in cases for row in _scans(case, is_sample=case.changes in ((), CHANGES))]
@@ -491,7 +511,7 @@ def _attention_rows() -> Sequence[Variant]:
             continue  # the machine code of fp16 is that of bf16 with another number format
         case = AttentionCase(dtype, 4, key_dim, value_dim, is_decode)
         spills = (dtype, key_dim, is_decode) == ("fp32", 192, False)
-        is_sample = dtype == "bf16" and (key_dim == 128 or (key_dim == 64 and not is_decode))
+        is_sample = dtype == "bf16" and key_dim == 128
         rows.append(_attention(case, is_sample=is_sample, why_spills=_ONE_REGISTER if spills else None))
     for scores, is_decode in product((*((score,) for score in SCORES), SCORES), (True, False)):
         case = AttentionCase("bf16", 4, 128, 128, is_decode, scores)
@@ -543,4 +563,5 @@ VARIANTS: tuple[Variant, ...] = (
     *_scan_rows(),
     *_low_rank_rows("shrink"),
     *_low_rank_rows("expand"),
+    _noise(NoiseCase(1024)),
 )

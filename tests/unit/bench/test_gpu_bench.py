@@ -38,7 +38,7 @@ def test_a_dry_run_drives_every_part_and_finds_no_fault(tmp_path: Path, capsys: 
     assert list(report["parts"]) == PARTS
     assert report["skipped"] == {}
     kernels = {row["name"].partition(":")[0] for row in report["parts"][PARTS[1]]}
-    assert kernels == {"paged_attention", "write_kv", "rms_norm", "gate_up", "scan_parts", "shrink", "expand"}
+    assert kernels == {"paged_attention", "write_kv", "rms_norm", "gate_up", "scan_parts", "shrink", "expand", "gumbel"}
     names = [row["name"] for row in report["parts"][PARTS[1]]]
     for word in ("over fp8_e4m3fn", "over fp8_e5m2", "repetition, counts, bias, mask, temperature"):
         assert any(word in name for name in names)

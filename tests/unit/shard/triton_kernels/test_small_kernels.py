@@ -14,6 +14,7 @@ from textmill_shard.model.score_changes import (
     ScoreChanges,
     Temperatures,
 )
+from textmill_shard.sampling import noise
 from textmill_shard.sampling.row_scan import TorchRowScanner
 from textmill_shard.triton_kernels.plain_layers import add_rms_norm_plainly, gate_up_plainly, rms_norm_plainly
 from textmill_shard.triton_kernels.variants import (
@@ -190,6 +191,16 @@ def test_each_first_pass_of_the_table_agrees_with_plain_torch(variant: Variant) 
 def test_the_table_has_each_change_alone_and_all_together() -> None:
     found = {variant.case.changes for variant in SCANS if isinstance(variant.case, ScanCase)}
     assert found == {(), *((change,) for change in CHANGES), CHANGES}
+
+
+@pytest.mark.parametrize("num_ids", [1, 255, 1024])
+def test_noise_is_that_of_plain_torch(num_ids: int) -> None:
+    seeds_S2 = torch.tensor([[0, 0], [2**32 - 1, 2**32 - 1], [12_345, 2**31]])
+    positions_S = torch.tensor([0, 7, 2**31])
+    ids_SC = torch.randint(0, 200_000, (3, num_ids + 3), generator=torch.Generator().manual_seed(1))[:, :num_ids]
+    ids_SC[:, 0] = noise.TAIL_ID
+    found_SC = interpreted_kernels().gumbel(seeds_S2, positions_S, ids_SC)
+    torch.testing.assert_close(found_SC, noise.gumbel(seeds_S2, positions_S, ids_SC), rtol=1e-14, atol=1e-15)
 
 
 def test_a_gate_is_not_its_other_half() -> None:

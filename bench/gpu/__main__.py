@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_parts(setting: "Setting", report: "Report") -> None:
     """Run the parts in their order while there is time, and write the report after each of them."""
-    from bench.gpu import kernel_checks, loop_checks, server_check, steps, streams
+    from bench.gpu import extras, kernel_checks, loop_checks, server_check, steps, streams
 
     made: list[ModelRunner] = []
 
@@ -64,6 +64,7 @@ def run_parts(setting: "Setting", report: "Report") -> None:
         "A server": lambda: server_check.check_server(setting),
         "Equal logits of a llama of random weights": lambda: steps.check_equalities(setting, runner()),
         "Steps of a llama of random weights": lambda: steps.time_steps(setting, runner()),
+        "What requests and flags add to a step": lambda: extras.time_extras(setting, runner()),
         "Streams": lambda: streams.time_streams(setting, runner(), report.file.with_suffix(".trace.json")),
     }
     for name, part in parts.items():

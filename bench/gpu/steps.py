@@ -8,12 +8,13 @@ import torch
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.layouts.interface_layout import arrange_swapped
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
-from textmill_shard.model.adapter import AdapterTargets
+from textmill_shard.model.adapter import AdapterTargets, LinearPart
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.probing.start_check import PROBE_TEXTS, check_against_probe
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.gpu.report import Row
@@ -85,7 +86,8 @@ def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
     """
     shape, model = sizes.shape, make_model(setting, sizes)
     texts = tuple(torch.tensor(text, device=setting.device) % shape.vocabulary for text in PROBE_TEXTS)
-    filled = FilledModel(model, texts=texts, device=setting.device, max_tokens=0, rope_border=None)
+    linears = {path: _whole(layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    filled = FilledModel(model, texts=texts, device=setting.device, max_tokens=0, rope_border=None, linears=linears)
     attention = PagedAttention(setting.kernels)
     options = LayoutOptions(
         num_slots=NUM_SLOTS, parallel=TensorParallel(), kernels=None, attention=attention, wants_native_decoder=False
@@ -102,6 +104,10 @@ def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
     )
     check_against_probe(runner, texts=texts, expected_V_by_text=layout.logits_V_by_text)
     return runner
+
+
+def _whole(layer: nn.Linear) -> LinearPart:
+    return LinearPart(layer.in_features, layer.out_features, slice(0, layer.in_features), slice(0, layer.out_features))
 
 
 def _facts(setting: Setting, sizes: Sizes, layout: Layout) -> ModelFacts:

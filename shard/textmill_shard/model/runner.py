@@ -130,8 +130,8 @@ class ModelRunner:
         """The name of that type: a word of `--kv-cache-dtype`, or the model's dtype."""
         return next((name for name, dtype in KV_TYPES.items() if dtype is self._kv_dtype), self.facts.dtype)
 
-    def use_kv_type(self, dtype: torch.dtype, scales: Sequence[KvScales]) -> None:
-        """Let the pools that are made from now on keep 8 bits, with the scales of each layer."""
+    def use_kv_type(self, dtype: torch.dtype, scales: Sequence[KvScales] | None) -> None:
+        """Let the pools that are made from now on keep 8 bits, with the scales of each layer, or the model's dtype."""
         self._kv_dtype, self._kv_scales = dtype, scales
 
     @property

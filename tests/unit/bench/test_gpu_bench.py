@@ -19,6 +19,7 @@ PARTS = [
     "A server",
     "Equal logits of a llama of random weights",
     "Steps of a llama of random weights",
+    "What requests and flags add to a step",
     "Streams",
 ]
 CHECKS = slice(1, 5)  # the parts whose rows demand something

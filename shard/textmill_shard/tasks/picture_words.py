@@ -35,7 +35,7 @@ _SERVED = {
     "document-question-answering": (*_PAGES_OF_WORDS, "vision-encoder-decoder"),
 }
 _NOT_SERVED = {
-    "blip-2": "they write as language models do: serve them as text-generation, and send pictures in a chat",
+    "blip-2": "a large language model writes their texts, and models with images of this type are not served",
     "pix2struct": "they read a question as a picture of its letters, in a font that is not among their files",
     "layoutlmv2": "they look at the page by detectron2, which is no part of this server",
 }

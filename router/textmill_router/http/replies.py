@@ -33,13 +33,29 @@ async def send_reply(
     headers: Sequence[Header] = (),
 ) -> None:
     """Send a whole answer. An empty body has no content type."""
+    await send_pieces(scope, send, status, [body], content_type=content_type, headers=headers)
+
+
+async def send_pieces(
+    scope: Scope,
+    send: Send,
+    status: int,
+    pieces: Sequence[bytes],
+    *,
+    content_type: bytes = JSON,
+    headers: Sequence[Header] = (),
+) -> None:
+    """Send a whole answer whose body is there in pieces, at least one, between which other calls have turns."""
     if content_type in (JSON, EVENTS):
-        body = escape_line_ends(body)
-    described: list[Header] = [(b"content-length", b"%d" % len(body))]
-    if body:
+        pieces = [escape_line_ends(piece) for piece in pieces]
+    num_bytes = sum(map(len, pieces))
+    described: list[Header] = [(b"content-length", b"%d" % num_bytes)]
+    if num_bytes:
         described.append((b"content-type", content_type))
     await start_reply(scope, send, status, [*described, *headers])
-    await send({"type": "http.response.body", "body": body})
+    for piece in pieces[:-1]:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": pieces[-1]})
 
 
 async def send_error(scope: Scope, send: Send, error: RequestError) -> None:

@@ -11,12 +11,13 @@ from starlette.types import Receive, Scope, Send
 from textmill_router.api.openai.model_names import check_model
 from textmill_router.api.tasks.call_bodies import CallBody, PickForm, ReadBody
 from textmill_router.api.tasks.client_shapes import shapes_for
+from textmill_router.api.tasks.long_answer import json_pieces
 from textmill_router.api.tasks.wrong_task import wrong_task
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.call import call_of
 from textmill_router.http.error_responses import Header
 from textmill_router.http.path_style import ROOT_STYLE, PathStyle
-from textmill_router.http.replies import send_reply
+from textmill_router.http.replies import send_pieces, send_reply
 from textmill_router.serving.call import serve
 from textmill_router.serving.call_options import wants_cache
 from textmill_router.serving.call_terms import terms_of
@@ -30,12 +31,10 @@ from textmill_router.tasks.forms import FORMS, TaskForm, family_of
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.names import canonical_task
 from textmill_router.tasks.pick import pick_form
-from textmill_router.tasks.rows import Grid
 
 log = logging.getLogger(__name__)
 
 MAX_WARNING_BYTES = 1000  # of the header
-_ROW_ENCODER = msgspec.json.Encoder()
 
 
 def form_of_shape(scope: Scope, task: str, body: bytes) -> TaskForm:
@@ -94,14 +93,19 @@ class TaskRoute:
         terms = terms_of(call_of(scope), scope["headers"], None, shares_prefixes=settings.shared_prefix_cache)
         async with compute_rows(service, backend, receive, call, terms) as (results, times):
             answer = call.answer(results, times.num_tokens)
-            content = await _encode(answer)
+            pieces = await _encode(answer)
             if key is not None and not answer.is_drawn:
                 kept = CachedAnswer(
-                    content, call.num_characters, times.num_tokens, 0, answer.media_type, answer.varies_by_client
+                    b"".join(pieces),
+                    call.num_characters,
+                    times.num_tokens,
+                    0,
+                    answer.media_type,
+                    answer.varies_by_client,
                 )
                 service.response_cache.put(key, kept)
             headers = [*self._headers(scope, backend.model, call, times), *_vary(answer, settings.task_shapes)]
-            await send_reply(scope, send, 200, content, content_type=answer.media_type, headers=headers)
+            await send_pieces(scope, send, 200, pieces, content_type=answer.media_type, headers=headers)
             self._note(scope, call, times)
 
     def _check_model(self, scope: Scope, body: CallBody) -> None:
@@ -171,26 +175,19 @@ class TaskRoute:
         )
 
 
-def _rows_of_grid(value: object) -> msgspec.Raw:
-    """Return the lists of a grid in JSON. They are written row by row, so that other threads have turns."""
-    if not isinstance(value, Grid):
-        raise NotImplementedError(f"an answer holds {type(value).__name__}, which is no JSON")
-    rows = (value.values[start : start + value.width].tolist() for start in range(0, len(value.values), value.width))
-    return msgspec.Raw(b"[" + b",".join(map(_ROW_ENCODER.encode, rows)) + b"]")
-
-
-_ENCODER = msgspec.json.Encoder(enc_hook=_rows_of_grid)
+_ENCODER = msgspec.json.Encoder()
 LONG_ANSWER_NUMBERS = 200_000  # an answer of more numbers is written by a thread, because it would hold up other calls
 
 
-async def _encode(answer: Answer) -> bytes:
+async def _encode(answer: Answer) -> list[bytes]:
+    """Return the body of an answer in pieces."""
     value = answer.value
     if isinstance(value, bytes):
-        return value
-    is_long = answer.is_long or (
-        isinstance(value, list) and len(value) > 1 and _num_numbers(value) > LONG_ANSWER_NUMBERS
-    )
-    return await asyncio.to_thread(_ENCODER.encode, value) if is_long else _ENCODER.encode(value)
+        return [value]
+    if answer.is_long:
+        return await asyncio.to_thread(lambda: list(json_pieces(value)))
+    is_long = isinstance(value, list) and len(value) > 1 and _num_numbers(value) > LONG_ANSWER_NUMBERS
+    return [await asyncio.to_thread(_ENCODER.encode, value) if is_long else _ENCODER.encode(value)]
 
 
 def _num_numbers(values: Sequence[object]) -> int:

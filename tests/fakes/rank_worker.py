@@ -175,13 +175,18 @@ NATIVE = ", native"  # stands behind the name of a model that runs with native k
 NATIVE_MODELS = ("llama", "tied", "biases")
 SHARED = ", shared memory"  # stands behind the name of a model whose ranks share memory, with native kernels
 SHARED_MODELS = ("llama", "tied", "biases", "one-kv-head", "small-table", "tied-small-table", "qwen3")
+EIGHT_BITS = ", 8 bits"  # stands behind the name of a model whose keys and values have 8 bits
+EIGHT_BITS_MODELS = ("llama", "one-kv-head")
+KV_TYPE = "fp8_e4m3fn"
 LOOP = ", step loop"  # stands behind the name of a model that runs in the step loops of the ranks
 LOOP_MODELS = ("llama", "one-kv-head")
 
 
-def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> RankSight:
+def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False, kv_type: str = "auto") -> RankSight:
     cache = native_cache_folder() if is_native else None
-    options = LoadOptions(model_dir=folder, dtype="float32", block_size=4, native_cache_dir=cache)
+    options = LoadOptions(
+        model_dir=folder, dtype="float32", block_size=4, native_cache_dir=cache, kv_cache_dtype=kv_type
+    )
     runner = load_model(options, lambda phase, share: None, parallel)
     # The ranks ask for different sizes, of which the smallest decides.
     kv_cache_bytes = (20 + parallel.rank) * runner.kv_bytes_per_block()
@@ -331,6 +336,8 @@ def main() -> None:
             sights[folder.name + SHARED] = look(folder, sharing, is_native=True)
         if folder.name in NATIVE_MODELS and world_size == 2:
             sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)
+        if folder.name in EIGHT_BITS_MODELS:
+            sights[folder.name + EIGHT_BITS] = look(folder, parallel, kv_type=KV_TYPE)
         if folder.name in LOOP_MODELS:
             sights[folder.name + LOOP] = run_loop(folder, parallel, has_overlap=True)
         if sharing.room is not None and folder.name in SHARED_MODELS:

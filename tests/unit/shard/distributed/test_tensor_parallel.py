@@ -18,7 +18,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from tests.fakes.divided_models import FAMILIES, make_family
 from tests.fakes.native_cases import native_kernels
 from tests.fakes.rank_worker import (
+    EIGHT_BITS,
+    EIGHT_BITS_MODELS,
     IMAGES,
+    KV_TYPE,
     LOOP,
     LOOP_MODELS,
     NATIVE,
@@ -45,6 +48,7 @@ RANKS_TIMEOUT_S = 240
 LLAMAS = ("llama", "tied", "one-kv-head", "small-table", "tied-small-table", "qwen2", "qwen3", "biases")
 # Of the largest logit; the ranks' sums are added in another order than one rank adds them.
 TOLERANCE = 1e-5
+EIGHT_BITS_TOLERANCE = 2e-3  # a sum in another order may round to the next number of 8 bits
 
 # Starts two processes that import torch: 10 s and more on a busy machine.
 needs_ranks = pytest.mark.slow
@@ -130,6 +134,23 @@ def test_two_ranks_give_the_logits_of_one(
         assert ((rank[name].projected - alone.projected).abs().max() / scale).item() <= TOLERANCE
         assert rank[name].weight_bytes <= 0.6 * alone.weight_bytes
         assert {"ColumnParallelLinear", "RowParallelLinear"} <= rank[name].layer_kinds
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", EIGHT_BITS_MODELS)
+def test_ranks_with_keys_and_values_of_8_bits_give_the_logits_of_one(
+    folders: Mapping[str, Path],
+    ranks: list[Mapping[str, RankSight]],
+    four_ranks: list[Mapping[str, RankSight]],
+    name: str,
+) -> None:
+    """Each rank measures the scales of its own heads, and a scale rounds nothing."""
+    alone = look(folders[name], TensorParallel(), kv_type=KV_TYPE)
+    scale = alone.logits.abs().max()
+    for rank in (*ranks, *four_ranks):
+        assert rank[name + EIGHT_BITS].tokens == alone.tokens
+        assert ((rank[name + EIGHT_BITS].logits - alone.logits).abs().max() / scale).item() <= EIGHT_BITS_TOLERANCE
+    assert ((rank[name].logits - alone.logits).abs().max() / scale).item() > EIGHT_BITS_TOLERANCE
 
 
 @needs_ranks

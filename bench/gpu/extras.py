@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from textmill_shard.loader.kv_type import use_kv_type
+from textmill_shard.loader.kv_type import TRIAL_TOKENS, use_kv_type
 from textmill_shard.model.adapter import AdapterWeights, LowRank
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
@@ -30,7 +30,7 @@ def time_extras(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
     name = f"decode of {num_rows} rows, {sizes.context} context"
     yield Row(name, _times(setting, runner, batch))
     yield _with_adapters(setting, runner, batch, name)
-    use_kv_type(KV_TYPE, runner)
+    use_kv_type(KV_TYPE, runner, trial_tokens=16 if setting.is_dry else TRIAL_TOKENS)
     zero_pool(runner, num_rows * -(-sizes.context // BLOCK_SIZE) + 1)
     yield Row(f"{name}, keys and values in {KV_TYPE}", _times(setting, runner, batch))
     runner.use_kv_type(runner.dtype, None)

@@ -32,15 +32,15 @@ def check_kv_type(kv_type: str, runner: ModelRunner) -> None:
 
 
 @torch.inference_mode()
-def use_kv_type(kv_type: str, runner: ModelRunner) -> None:
+def use_kv_type(kv_type: str, runner: ModelRunner, *, trial_tokens: int = TRIAL_TOKENS) -> None:
     """Let the runner keep keys and values in a type from now on; "auto" changes nothing. Every rank calls this.
 
-    Raises BackendRefused.
+    The scales come from a text of `trial_tokens`, or of as many as the model allows. Raises BackendRefused.
     """
     check_kv_type(kv_type, runner)
     if kv_type not in KV_TYPES:
         return
-    num_tokens = min(TRIAL_TOKENS, runner.facts.max_model_tokens or TRIAL_TOKENS)
+    num_tokens = min(trial_tokens, runner.facts.max_model_tokens or trial_tokens)
     before_V = _run_trial(runner, num_tokens)
     pool = runner.kv_pool
     assert pool is not None

@@ -58,10 +58,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneReal
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a test of the real server in a file without a name, because a second server would start for the file."""
+    """Refuse names of tests that differ between processes, and tests of the real server in a file without a name.
+
+    A second server would start for such a file.
+    """
     users = {item.nodeid.split("::")[0] for item in items if "real_server" in getattr(item, "fixturenames", ())}
     if unnamed := users - REAL_SERVER_FILES:
         raise pytest.UsageError(f"name the files with tests of real_server in REAL_SERVER_FILES: {sorted(unnamed)}")
+    # The processes of `-n` must find the same names.
+    if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"give ids to these parameters, whose names hold an address: {unstable[:5]}")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ GRID = Grid(3, array("d", [number for row in ROWS for number in row]))
         (GRID, ROWS),
         ([1, None, [True]], [1, None, [True]]),
     ],
-    ids=str,
+    ids=["grid and text", "two grids", "empty list", "empty object", "grid alone", "no numbers"],
 )
 def test_pieces_are_the_json_of_the_value(
     monkeypatch: pytest.MonkeyPatch, piece_bytes: int, value: Any, expected: Any

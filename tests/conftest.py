@@ -12,6 +12,7 @@ from textmill_launcher.model_files import find_demo_file
 from textmill_launcher.settings import load_settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 from tests.fakes.processes import LaunchedServer, launched
 
@@ -36,6 +37,20 @@ REAL_SERVER_FILES = frozenset(
     }
 )
 
+# These files take long, so that they are begun first. A long file that is begun last would keep one process busy while
+# the others have nothing to do.
+LONG_FILES = (
+    "tests/unit/bench/test_gpu_bench.py",
+    "tests/unit/shard/distributed/test_tensor_parallel.py",
+    "tests/kernels/test_compile.py",
+    "tests/integration/test_launcher.py",
+    "tests/integration/test_two_nodes.py",
+    "tests/integration/test_plan.py",
+    "tests/integration/test_hostile.py",
+    "tests/integration/test_two_ranks.py",
+    "tests/integration/test_adapters.py",
+)
+
 # Without this, the import of litellm looks for a list of prices on the network.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 # Triton reads this when a kernel is defined: the tests run kernels in Triton's interpreter, on the CPU. The tests that
@@ -44,11 +59,20 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 class OneRealServer(LoadFileScheduling):
-    """Gives the files of the real server to one process of `-n`, and each other file to the next free one."""
+    """Gives the files of the real server to one process of `-n`, and each other file to the next free one.
+
+    Long files come first, then the files with the most tests.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
         return "real server" if file in REAL_SERVER_FILES else file
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        long_file = next((file for file in LONG_FILES if file in self.workqueue), None)
+        if long_file is not None:
+            self.workqueue.move_to_end(long_file, last=False)
+        super()._assign_work_unit(node)
 
 
 @pytest.hookimpl(optionalhook=True)

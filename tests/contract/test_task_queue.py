@@ -108,6 +108,42 @@ def test_rows_of_a_lost_shard_are_computed_again_once(tmp_path: Path) -> None:
         assert callers.post({"inputs": "a dog"}).result().json() == vector_of("a dog")
 
 
+def test_all_batches_of_a_lost_shard_are_computed_again(tmp_path: Path) -> None:
+    with serving(tmp_path, RowShardOptions(max_batch_tokens=16)) as router, Callers(router) as callers:
+        shard: FakeRowShard = router.shard
+        shard.hold()
+        first = callers.post({"inputs": ["a dog"] * 4})  # 4 rows of 4 tokens are a whole batch
+        shard.wait_for_batches(1)
+        shard.lose_batches(1)
+        second = callers.post({"inputs": ["a cat"] * 4})
+        shard.wait_for_batches(2)  # lost at once, and with it the connection of the first
+        shard.wait_for_batches(4)  # both were sent again
+        shard.release()
+        assert first.result().json() == [vector_of("a dog")] * 4
+        assert second.result().json() == [vector_of("a cat")] * 4
+        assert "textmill_repeated_rows 8" in httpx.get(f"{router.url}/metrics", trust_env=False).text
+
+
+def test_a_row_that_the_shard_refuses_fails_its_call_alone(tmp_path: Path) -> None:
+    with serving(tmp_path) as router, Callers(router) as callers:
+        shard: FakeRowShard = router.shard
+        shard.refuse(lambda ids: len(ids) == 5)
+        shard.hold()
+        first = callers.post({"inputs": "a dog"})
+        shard.wait_for_batches(1)
+        bad = callers.post({"inputs": ["a cat", "the happy dog"]})
+        wait_for_rows(router, 2)
+        good = callers.post({"inputs": ["a cat", "my cat"]})
+        wait_for_rows(router, 4)
+        shard.release()
+        assert first.result().status_code == 200
+        assert (bad.result().status_code, bad.result().json()["error_type"]) == (424, "generation")
+        assert "refused the row (INVALID_ARGUMENT: scripted refusal)" in bad.result().json()["error"]
+        assert good.result().json() == [vector_of("a cat"), vector_of("my cat")]
+        assert [len(batch.rows) for batch in shard.batches[:2]] == [1, 4]
+        assert {len(batch.rows) for batch in shard.batches[2:]} == {1}
+
+
 def test_a_row_that_is_not_finite_fails_its_call_alone(tmp_path: Path) -> None:
     with serving(tmp_path) as router, Callers(router) as callers:
         shard: FakeRowShard = router.shard

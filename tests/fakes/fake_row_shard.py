@@ -77,6 +77,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
         self._may_answer.set()
         self._num_losses = 0
         self._is_poisoned: Callable[[Sequence[int]], bool] = lambda ids: False
+        self._is_refused: Callable[[Any], bool] = lambda row: False
         self._loading: tuple[str, float] | None = None
         self._arrived = threading.Condition()
         self.batches: list[SeenBatch] = []
@@ -106,12 +107,16 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
         self._may_answer.set()
 
     def lose_batches(self, count: int) -> None:
-        """Lose so many batches with the shard, which is there again at once."""
+        """Lose the next so many batches with the shard, which is there again at once. Also while batches are held."""
         self._num_losses = count
 
     def poison(self, condition: Callable[[Sequence[int]], bool]) -> None:
         """Let each row for which the condition holds have a result that is not finite."""
         self._is_poisoned = condition
+
+    def refuse(self, condition: Callable[[Any], bool]) -> None:
+        """Refuse each batch that has a row (token ids, file, table or string) for which the condition holds."""
+        self._is_refused = condition
 
     def load(self, phase: str | None, progress: float = 0.0) -> None:
         """Report a phase of loading from now on, or with None readiness."""
@@ -174,10 +179,12 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
         with self._arrived:
             self.batches.append(SeenBatch(head, rows, request.text.token_types, request))
             self._arrived.notify_all()
-        self._may_answer.wait()
         if self._num_losses:
             self._num_losses -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "scripted loss")
+        self._may_answer.wait()
+        if any(self._is_refused(row) for row in rows):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "scripted refusal")
         answers = shard_pb2.RowAnswers(number=request.number, wait_ns=1000, compute_ns=2000)
         good = [index for index, row in enumerate(rows) if not self._is_poisoned(row)]
         if request.WhichOneof("rows") in ("media", "strings"):

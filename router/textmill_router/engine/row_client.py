@@ -24,7 +24,7 @@ class ShardLost(Exception):
 
 
 class BatchRefused(Exception):
-    """The shard has refused a batch, which is a mistake of router or shard."""
+    """The shard has refused a batch, which is a mistake of router or shard. The text says why."""
 
 
 class RowHandler(Protocol):
@@ -57,6 +57,13 @@ class RowClient:
                 self._lost.set()
                 raise ShardLost(reason) from error
             raise BatchRefused(reason) from error
+        except asyncio.CancelledError:
+            # gRPC raises CancelledError also in the batches of a channel that `run` closes, because the shard is lost.
+            # A task that was itself cancelled must still end as cancelled.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ShardLost("the connection was closed") from None
         return answers
 
     async def run(self, handler: RowHandler) -> None:

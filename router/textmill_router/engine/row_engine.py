@@ -168,7 +168,8 @@ class RowEngine:
     async def compute(self, rows: Sequence[AnyRow]) -> CallResults:
         """Return the answers of a call's rows, which ask for the same head.
 
-        Rows whose shard is lost are computed again, once. A caller that is cancelled takes its waiting rows back.
+        Rows whose shard is lost are computed again, once. The rows of a batch that the shard refuses are computed again
+        one by one. A caller that is cancelled takes its waiting rows back.
 
         Raises RowsFailed for a row without an answer, FileRefused for a file that cannot be read, and EngineEnded where
         no shard serves any more.
@@ -270,8 +271,11 @@ class RowEngine:
             self._on_lost_batch(batch, str(error))
         except BatchRefused as error:
             log.error("a batch was refused", extra={"reason": str(error), "num_rows": len(batch)})
-            for row in batch:
-                self._fail(row, "the shard refused the batch")
+            self._on_refused_batch(batch, f"the shard refused the row ({error})")
+        except Exception as error:  # of the router itself; the callers must not wait for ever
+            log.exception("a batch could not be written, or its answer not read", extra={"num_rows": len(batch)})
+            reason = str(error) or type(error).__name__
+            self._on_refused_batch(batch, f"the row could not be written, or its answer not read ({reason})")
         else:
             num_tokens = sum(row.content.num_tokens for row in batch)
             self.metrics.on_batch(len(batch), num_tokens, time.monotonic() - began_s)
@@ -295,6 +299,13 @@ class RowEngine:
                 self._fail(row, f"the shard was lost twice while it computed the row ({reason})")
         self._queue.put_back(again)
         self.metrics.num_repeated_rows += len(again)
+
+    def _on_refused_batch(self, batch: Sequence[QueuedRow[AnyRow]], message: str) -> None:
+        """Let each row of a batch run alone, so that one bad row fails no other. A row that was alone fails."""
+        if len(batch) == 1:
+            self._fail(batch[0], message)
+        else:
+            self._queue.put_back_alone([row for row in batch if row.call in self._calls])
 
     def _deliver(self, row: QueuedRow[AnyRow], result: RowResult | RowFault) -> None:
         call = self._calls.get(row.call)

@@ -8,7 +8,7 @@ batch. The batch of a row has the rows whose lengths are nearest, because paddin
 from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, NewType, TypeVar
 
 CallNumber = NewType("CallNumber", int)
@@ -75,14 +75,19 @@ class RowQueue(Generic[Content]):
 
     def put_back(self, rows: Sequence[QueuedRow[Content]]) -> None:
         """Take the rows of a lost batch again, at the head of the queue, in their old order and one try older."""
-        calls = []
+        self._put_first([replace(row, num_tries=row.num_tries + 1) for row in rows])
+
+    def put_back_alone(self, rows: Sequence[QueuedRow[Content]]) -> None:
+        """Take the rows of a refused batch again, at the head of the queue. Each of them runs alone.
+
+        Each row gets a kind of its own, so that no other row may run with the row.
+        """
+        self._put_first([replace(row, kind=f"{row.kind} of row {row.order}") for row in rows])
+
+    def _put_first(self, rows: Sequence[QueuedRow[Content]]) -> None:
         for row in rows:
-            again = QueuedRow(
-                row.call, row.index, row.kind, row.size, row.content, row.order, num_tries=row.num_tries + 1
-            )
-            self._insert(again)
-            calls.append(row.call)
-        for call in reversed(list(dict.fromkeys(calls))):
+            self._insert(row)
+        for call in reversed(list(dict.fromkeys(row.call for row in rows))):
             self._rows_of.move_to_end(call, last=False)
 
     def drop(self, call: CallNumber) -> int:

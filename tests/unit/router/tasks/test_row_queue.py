@@ -28,6 +28,18 @@ def test_rows_of_like_length_run_together_with_the_oldest_one() -> None:
     assert len(queue) == queue.size == 0
 
 
+def test_rows_that_are_put_back_alone_run_first_and_one_by_one() -> None:
+    queue = queue_of([10, 10], [10])
+    refused = queue.next_batch(LIMITS)
+    queue.add(CallNumber(9), "labels", [(10, "9.0"), (10, "9.1")])
+    queue.put_back_alone(refused)
+    batches = [queue.next_batch(LIMITS) for _ in range(4)]
+    assert contents(batches[0]) == ["0.0"]
+    assert [row.num_tries for batch in batches for row in batch] == [0] * 5
+    assert sorted(map(contents, batches)) == [["0.0"], ["0.1"], ["1.0"], ["9.0", "9.1"]]
+    assert len(queue) == queue.size == 0
+
+
 def test_a_row_longer_than_a_batch_runs_alone() -> None:
     queue = queue_of([50], [4])
     assert contents(queue.next_batch(LIMITS)) == ["0.0"]

@@ -54,6 +54,10 @@ _ALIASES = {
     "image-text-to-text": "text-generation",
     "any-to-any": "text-generation",
 }
+# Hubs give these tags to every model that reads pictures and writes. Models of these tasks are no language models, so
+# that their class says the task.
+_TAGS_OF_PICTURES = ("image-text-to-text", "any-to-any")
+_PICTURE_TASKS = ("image-to-text", "visual-question-answering", "document-question-answering")
 _TRANSLATION = re.compile(r"translation_\w+_to_\w+")
 # The tasks that a class can do beside its own. The router lets a call ask for another task of the same model.
 _FAMILIES = (
@@ -156,10 +160,14 @@ _BY_CLASS = {name: task for task, names in TASK_CLASSES.items() for name in name
 
 @dataclass(frozen=True, slots=True)
 class TaskChoice:
-    """The task of a model, and the words for the log that say where the task comes from."""
+    """The task of a model, and the words for the log that say where the task comes from.
+
+    `said` is the name that stands there, which may be another name of the task; empty where no name stands there.
+    """
 
     task: str
     source: str
+    said: str = ""
 
     @property
     def writes_text(self) -> bool:
@@ -203,8 +211,7 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
     class_name = next(iter(config.get("architectures") or ()), "")
     of_class = _class_task(class_name, config)
     choice = _told_task(folder, config, asked)
-    if choice is not None and asked is None and of_class == "image-to-text" and choice.task == "text-generation":
-        # Hubs call every model that reads pictures and writes image-text-to-text; these have no chat.
+    if choice is not None and asked is None and of_class in _PICTURE_TASKS and choice.said in _TAGS_OF_PICTURES:
         choice = None
     if choice is None and not class_name:
         return TaskChoice("text-generation", "config.json names no class")
@@ -217,7 +224,7 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
     elif of_class is not None and not _can_do(of_class, choice.task):
         to_do = f"give --task {of_class}" if of_class in TASKS else "which is not served"
         raise UnsupportedTask(
-            f"{choice.source} says {choice.task}, and the class {class_name} is made for {of_class}: {to_do}"
+            f"{choice.source} says {choice.said}, and the class {class_name} is made for {of_class}: {to_do}"
         )
     if choice.task not in TASKS:
         reason = _NOT_SERVED.get(choice.task)
@@ -252,18 +259,18 @@ def example_of(task: str) -> tuple[str, str]:
 def _told_task(folder: Path, config: Mapping[str, Any], asked: str | None) -> TaskChoice | None:
     """Return what flag, README.md, modules.json or `task_specific_params` say; None where none of them says a task."""
     if asked is not None:
-        return TaskChoice(canonical_task(asked), "--task")
+        return TaskChoice(canonical_task(asked), "--task", asked)
     tag = pipeline_tag(folder / "README.md")
     if tag is not None:
-        return TaskChoice(canonical_task(tag), "pipeline_tag of README.md")
+        return TaskChoice(canonical_task(tag), "pipeline_tag of README.md", tag)
     if (folder / "modules.json").is_file():
-        return TaskChoice("sentence-similarity", "modules.json")
+        return TaskChoice("sentence-similarity", "modules.json", "sentence-similarity")
     params = config.get("task_specific_params")
-    names = {canonical_task(name) for name in params} if isinstance(params, dict) else set()
-    if len(names) == 1:
-        name = names.pop()
-        known = name in TASKS  # checkpoints keep parameters of tasks that nobody serves
-        return TaskChoice(name, "task_specific_params of config.json") if known else None
+    said = {canonical_task(name): name for name in params} if isinstance(params, dict) else {}
+    if len(said) == 1:
+        [(task, name)] = said.items()
+        known = task in TASKS  # checkpoints keep parameters of tasks that nobody serves
+        return TaskChoice(task, "task_specific_params of config.json", name) if known else None
     return None
 
 

@@ -65,8 +65,8 @@ def pick_resize(processor: Any) -> Resize:
 
     def resize(output: Any, size: tuple[int, int]) -> torch.Tensor:
         (found,) = processor.post_process_depth_estimation(output, [size])
-        depths_HW: torch.Tensor = found["predicted_depth"]
-        return depths_HW
+        depths: torch.Tensor = found["predicted_depth"]
+        return depths.reshape(size)  # the processors drop a side of one pixel
 
     return resize
 

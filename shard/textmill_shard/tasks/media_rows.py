@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
+from textmill_shard.engine.memory_faults import is_out_of_memory
 from textmill_shard.media.audio_file import decode_audio
 from textmill_shard.media.decoder import DecodingHelpers
 from textmill_shard.media.errors import MediaError, TextError
 from textmill_shard.media.image_file import decode_image
 from textmill_shard.media.mono import Samples
+from textmill_shard.probing.start_check import CALL_ERRORS
 from textmill_shard.tasks.rows import FailureCode, MediaRow, Params, RowFailure
 
 
@@ -70,8 +72,14 @@ def image_read(
         image = decode_image(data, max_pixels=max_pixels)
         try:
             inputs = processor(images=image, return_tensors="pt")
-        except ValueError as error:
-            raise MediaError(f"an image of {image.width} x {image.height} pixels cannot be read: {error}") from error
+        except (*CALL_ERRORS, ArithmeticError) as error:
+            if is_out_of_memory(error):
+                raise
+            # The values of all decoded images have one type and one range, so that the size alone can be wrong.
+            raise MediaError(
+                f"an image of {image.width} x {image.height} pixels is too narrow or too small for this model; send an "
+                "image whose shorter side has more pixels"
+            ) from error
         return ReadyRow(_first(inputs), size=(image.height, image.width))
 
     return read

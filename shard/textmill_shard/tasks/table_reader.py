@@ -47,7 +47,8 @@ class TableLimits:
 class QuickTapasTokenizer(TapasTokenizer):  # type: ignore[misc]  # transformers has no types
     """Gives the tokens of its base class in less time: halves where the base class takes away row after row.
 
-    `noted.cuts` gets an entry for each question: whether words were left out. Each thread has a list of its own.
+    `noted.fits` gets an entry for each question: the rows of the table that fit, and whether words of these rows or of
+    the names of the columns were left out. Each thread has a list of its own.
     """
 
     noted: threading.local
@@ -81,7 +82,7 @@ class QuickTapasTokenizer(TapasTokenizer):  # type: ignore[misc]  # transformers
             found = num_words(fits) if fits else None
         most = found or 1
         behind = (token for row in tokenized_table.rows[: fits + 1] for cell in row for token in cell[most:])
-        self.noted.cuts.append(not all(token.startswith(_INSIDE_WORD) for token in behind))
+        self.noted.fits.append((fits, not all(token.startswith(_INSIDE_WORD) for token in behind)))
         return fits, most
 
     def _get_cell_token_indexes(
@@ -116,7 +117,7 @@ class TableReader:
             return _refusal(f"the table has {width} columns, and the model reads at most {limits.max_columns}")
         lines = [row.cells[start : start + width] for start in range(0, len(row.cells), width)]
         frame = pandas.DataFrame(lines[: limits.max_rows], columns=list(row.columns), dtype=object)
-        self._tokenizer.noted.cuts = []
+        self._tokenizer.noted.fits = []
         encoded = self._tokenizer(
             table=frame,
             queries=list(row.questions),
@@ -130,12 +131,11 @@ class TableReader:
                     f"the question and the names of the columns have {len(ids)} tokens, and the model reads at most "
                     f"{limits.max_tokens}"
                 )
-        types = [torch.tensor(each) for each in encoded["token_type_ids"]]
         return ReadyTable(
             ids=[torch.tensor(each) for each in encoded["input_ids"]],
-            types=types,
-            num_kept=[int(each[:, ROW].max()) for each in types],
-            is_cut=self._tokenizer.noted.cuts,
+            types=[torch.tensor(each) for each in encoded["token_type_ids"]],
+            num_kept=[num_rows for num_rows, _ in self._tokenizer.noted.fits],
+            is_cut=[is_cut for _, is_cut in self._tokenizer.noted.fits],
             is_sequential=row.is_sequential,
         )
 

@@ -141,6 +141,28 @@ def test_a_tag_that_the_class_cannot_do_is_refused_with_both_names(tmp_path: Pat
         choose_task(folder, "fill-mask")
 
 
+@pytest.mark.parametrize(
+    ("class_name", "tag"),
+    [
+        ("BertForMaskedLM", "image-text-to-text"),
+        ("BertForMaskedLM", "ner"),
+        ("BertForMaskedLM", "translation_en_to_de"),
+        ("GitForCausalLM", "conversational"),
+        ("ViltForQuestionAnswering", "text-generation"),
+    ],
+)
+def test_a_refusal_has_the_word_that_stands_in_the_file(tmp_path: Path, class_name: str, tag: str) -> None:
+    folder = folder_with(tmp_path, class_name, readme=f"pipeline_tag: {tag}")
+    with pytest.raises(UnsupportedTask, match=f"README.md says {tag}, and the class {class_name} is made for"):
+        choose_task(folder, None)
+    (folder / "README.md").unlink()
+    folder = folder_with(tmp_path, class_name, task_specific_params={"conversational": {}})
+    with pytest.raises(
+        UnsupportedTask, match=r"task_specific_params of config\.json says conversational, and the class"
+    ):
+        choose_task(folder, None)
+
+
 def test_a_tapex_checkpoint_is_refused_with_what_its_class_can_do(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "BartForConditionalGeneration")
     (folder / "README.md").write_text("---\npipeline_tag: table-question-answering\n---\n")
@@ -195,6 +217,11 @@ def test_encoders_with_a_masked_head_give_vectors_when_a_file_says_so(tmp_path: 
         ("GitForCausalLM", "image-text-to-text", "image-to-text"),
         ("GitForCausalLM", "visual-question-answering", "visual-question-answering"),
         ("VisionEncoderDecoderModel", "document-question-answering", "document-question-answering"),
+        ("BlipForConditionalGeneration", "image-text-to-text", "image-to-text"),
+        ("Pix2StructForConditionalGeneration", "any-to-any", "image-to-text"),
+        ("BlipForQuestionAnswering", "image-text-to-text", "visual-question-answering"),
+        ("ViltForQuestionAnswering", "any-to-any", "visual-question-answering"),
+        ("LayoutLMForQuestionAnswering", "image-text-to-text", "document-question-answering"),
         ("LlavaForConditionalGeneration", "image-text-to-text", "text-generation"),
     ],
 )

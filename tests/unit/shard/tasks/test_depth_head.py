@@ -1,6 +1,7 @@
 """Depths of images in tiny random models, against transformers' own pipeline."""
 
 import io
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from textmill_shard.tasks.depth_head import pick_resize
 from textmill_shard.tasks.media_loader import LoadedMedia, MediaLimits, load_media
 from textmill_shard.tasks.rows import Depth, FailureCode, HeadName, MediaRow, RowFailure
 from textmill_shard.tasks.task_loader import TaskOptions
-from transformers import AutoModelForDepthEstimation, pipeline
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation, pipeline
 
 from tests.fakes.tiny_media import picture_file
 from tests.fakes.tiny_zero_shot import DEPTHS, lent_resize, make_picture_model
@@ -49,6 +50,40 @@ def test_depths_are_those_of_the_pipeline(tmp_path: Path, model_type: str) -> No
         picture = Image.open(io.BytesIO(found.picture))
         assert (picture.format, picture.mode, picture.size) == ("PNG", "L", Image.open(io.BytesIO(file)).size)
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected["depth"]))
+
+
+@pytest.mark.parametrize("model_type", ["dpt", "zoedepth", "prompt_depth_anything"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 60), (60, 1)])
+def test_an_image_of_one_pixel_in_width_or_height_has_depths_of_its_size(
+    tmp_path: Path, model_type: str, size: tuple[int, int]
+) -> None:
+    """The pipeline loses such a side."""
+    model = make_picture_model(tmp_path, model_type, AutoModelForDepthEstimation)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    settings |= {"keep_aspect_ratio": False, "do_pad": False}  # else the model would read a side of no pixel
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    file = picture_file(*size, seed=4)
+    (found,) = compute(load(tmp_path), [file])
+    assert isinstance(found, Depth)
+    inputs = AutoImageProcessor.from_pretrained(tmp_path)(Image.open(io.BytesIO(file)).convert("RGB"))
+    with torch.no_grad():
+        depths = model(torch.as_tensor(np.array(inputs["pixel_values"]))).predicted_depth
+    width, height = size
+    expected = torch.nn.functional.interpolate(depths[None], size=(height, width), mode="bicubic")[0, 0]
+    np.testing.assert_allclose(found.depths_HW, expected.numpy(), atol=TOLERANCE)
+    assert Image.open(io.BytesIO(found.picture)).size == size
+
+
+@pytest.mark.parametrize("model_type", ["glpn", "depth_anything", "prompt_depth_anything", "zoedepth"])
+def test_an_image_that_is_too_narrow_for_the_processor_fails_alone(tmp_path: Path, model_type: str) -> None:
+    make_picture_model(tmp_path, model_type, AutoModelForDepthEstimation)
+    narrow, good = compute(load(tmp_path), [picture_file(1, 60), picture_file(64, 64)])
+    assert isinstance(narrow, RowFailure)
+    assert narrow.code is FailureCode.BAD_MEDIA
+    assert narrow.message.startswith(
+        "an image of 1 x 60 pixels is too narrow or too small for this model; send an image"
+    )
+    assert isinstance(good, Depth)
 
 
 def test_an_image_of_more_pixels_than_an_answer_has_is_refused_before_it_is_computed(

@@ -21,6 +21,17 @@ WORDS = ("fox", "12", "the quick", "", "3.5 dogs", "1 May 2010", "n/a", "東京"
 TASK = "table-question-answering"
 
 
+class NotingTokenizer(TapasTokenizer):  # type: ignore[misc]  # transformers has no types
+    """transformers' tokenizer, which notes how many rows of the last table it found to fit."""
+
+    num_fitting = -1
+
+    def _get_truncated_table_rows(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_truncated_table_rows(*args, **kwargs)
+        self.num_fitting = found[0]
+        return found
+
+
 def load(folder: Path) -> LoadedTables:
     return load_tables(TaskOptions(folder, TASK), lambda phase, share: None)
 
@@ -48,7 +59,7 @@ def test_tokens_are_those_of_the_tokenizer_of_transformers(tmp_path: Path, folde
     cells = tuple(draw.choice(WORDS) for _ in range(width * height))
     questions = tuple(" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 9))) + "x" for _ in "ab")
     [ready] = load(tmp_path).reader.read([TableRow(columns, cells, questions)])
-    tokenizer: Any = TapasTokenizer.from_pretrained(tmp_path)
+    tokenizer = NotingTokenizer.from_pretrained(tmp_path)
     frame = pandas.DataFrame([cells[start : start + width] for start in range(0, len(cells), width)], columns=columns)
     for number, question in enumerate(questions):
         expected = tokenizer(frame, question, truncation="drop_rows_to_fit")
@@ -57,13 +68,21 @@ def test_tokens_are_those_of_the_tokenizer_of_transformers(tmp_path: Path, folde
             continue
         assert ready.ids[number].tolist() == expected.input_ids
         assert ready.types[number].tolist() == expected.token_type_ids
-        num_kept = max(types[2] for types in expected.token_type_ids)
+        num_kept = tokenizer.num_fitting  # a row of empty cells has no token
         assert ready.num_kept[number] == num_kept
         # Whole, the names and the rows that are read would have so many tokens.
         texts = [*columns, *cells[: num_kept * width]]
         num_whole = sum(len(tokenizer.tokenize(text)) for text in texts)
         num_read = sum(types[0] for types in expected.token_type_ids)
         assert ready.is_cut[number] == (num_read < num_whole)
+
+
+@pytest.mark.parametrize("cells", [("",), ("x", ""), ("", "x", ""), ("", ""), (" ", "n/a", "\u200b")])
+def test_rows_of_empty_cells_are_read_whole(loaded: LoadedTables, cells: tuple[str, ...]) -> None:
+    [ready] = loaded.reader.read([TableRow(("a",), cells, ("which?", "how many?"))])
+    assert not isinstance(ready, RowFailure)
+    assert list(ready.num_kept) == [len(cells)] * 2
+    assert list(ready.is_cut) == [False] * 2
 
 
 def test_a_table_above_the_limits_fails_alone(loaded: LoadedTables) -> None:

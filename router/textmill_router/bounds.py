@@ -10,6 +10,9 @@ from textmill_router.errors import RuleBroken
 MAX_I32 = 2**31 - 1
 MAX_U32 = 2**32 - 1
 MAX_U64 = 2**64 - 1
+MAX_SHOWN_DIGITS = 32  # of a whole number in an error
+# Logits divided by a lower temperature leave the range of 32-bit floats, and the draw is the best token.
+LEAST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +47,7 @@ class Bounds:
         is_below = value < high if self.excludes_high else value <= high
         if not (is_above and is_below):
             note = f" ({self.note})" if self.note else ""
-            found = f"{value}" if self.is_whole else f"{value:g}"
-            raise _refuse(name, f"must be {self._words(high)}{note}", found)
+            raise _refuse(name, f"must be {self._words(high)}{note}", shown_number(value))
         return value
 
     def _words(self, high: float) -> str:
@@ -101,11 +103,24 @@ def _text(value: float) -> str:
     return f"{value}" if isinstance(value, int) else f"{value:g}"
 
 
-def _finite32(name: str, value: float) -> float:
+def rounded32(value: float) -> float:
+    """Return the 32-bit float that stands for a number on the wire: 0 for one too small, infinity for one too large."""
     try:
-        rounded = array("f", [value])[0]
+        return array("f", [value])[0]
     except OverflowError:
-        rounded = math.inf
+        return math.copysign(math.inf, value)
+
+
+def shown_number(value: float) -> str:
+    """Return a number in a few characters. A whole number of JSON may have more digits than a float can hold."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN_DIGITS else f"{text[:MAX_SHOWN_DIGITS]}... ({len(text)} digits)"
+
+
+def _finite32(name: str, value: float) -> float:
+    rounded = rounded32(value)
     if not math.isfinite(rounded):
         raise _refuse(name, "must be a finite 32-bit number", f"{value:g}")
     return value if rounded else 0.0

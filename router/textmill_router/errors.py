@@ -140,7 +140,7 @@ class BadAdapterCall(ValidationFailed):
 
 
 class TooManyPrompts(ValidationFailed):
-    """A call of /v1/completions has more prompts than --max-client-batch-size."""
+    """A call has more prompts, or texts of a task that writes, than --max-client-batch-size."""
 
 
 class TooManyRows(ValidationFailed):

@@ -134,7 +134,7 @@ def test_parameters_of_generation(clients: dict[str, httpx.Client], parameters: 
         ({"temperature": -1}, "`parameters.temperature` must be 0 to 100, found -1"),
         ({"top_p": 1.5}, "`parameters.top_p` must be 0 to 1, found 1.5"),
         ({"top_p": 0}, "`parameters.top_p` must be above 0"),
-        ({"top_k": -1}, "`parameters.top_k` must be at least 0, found -1"),
+        ({"top_k": -1}, "`parameters.top_k` must be 0 to 2147483647, found -1"),
         ({"max_time": 121}, "`parameters.max_time` must be 0 to 120, found 121"),
         ({"num_return_sequences": 2}, "`parameters.num_return_sequences` must be 1, found 2"),
         ({"min_length": 5, "max_length": 4}, "`parameters.min_length` must be at most `max_length`, 4, found 5"),

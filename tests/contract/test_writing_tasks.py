@@ -312,3 +312,34 @@ def test_a_conversation_without_a_template_is_its_turns(tmp_path: Path) -> None:
         ids = list(unpack_ids(router.shard.last_admit.prompt_ids))
         assert ids == [BEGIN_ID, *b"hi", END_ID, *b"hello", END_ID, *b"and now?", END_ID]
         assert "equally many" in post(client, {"inputs": {"text": "a", "past_user_inputs": ["b"]}}, status=422)["error"]
+
+
+def test_too_many_texts_are_a_batch_that_is_too_large(client: httpx.Client) -> None:
+    found = post(client, {"inputs": ["hi"] * 5}, status=422)
+    assert found["error_type"] == "batch size exceeded"
+    assert "`inputs` has 5 texts, and a call has at most 4 (--max-client-batch-size)" in found["error"]
+    found = post(client, {"inputs": []}, status=422)
+    assert (found["error_type"], "`inputs` must hold at least one text" in found["error"]) == ("validation", True)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        *({name: 2**32} for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "top_k")),
+        *({name: 10**400} for name in ("max_length", "max_new_tokens", "no_repeat_ngram_size", "seed")),
+        *({"top_p": value} for value in (0, 1e-300, 1.5)),
+        {"repetition_penalty": 1e-300},
+        {"max_time": 120.5},
+    ],
+)
+def test_a_number_out_of_its_range_is_named_by_its_path(client: httpx.Client, parameters: dict[str, Any]) -> None:
+    (name,) = parameters
+    found = post(client, {"inputs": "hi", "parameters": parameters}, status=422)
+    assert (found["error_type"], f"`parameters.{name}` must be" in found["error"]) == ("validation", True), found
+    assert len(found["error"]) < 200
+
+
+def test_no_time_is_a_wish_too(client: httpx.Client) -> None:
+    for max_time in (0, 1e-300):
+        found = post(client, {"inputs": "hi", "parameters": {"max_time": max_time, "num_beams": 1}})
+        assert [list(one) for one in found] == [["summary_text"]]

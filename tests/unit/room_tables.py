@@ -38,7 +38,7 @@ ROUTER_FOLDERS = {
     "chat": names("errors media request parsers grammar text"),
     "health": names(""),
     "metrics": names("request scheduler text health"),
-    "tasks": names("errors request text"),
+    "tasks": names("bounds errors request text"),
     "engine": names("errors media request scheduler adapters health metrics tasks"),
     "http": names("errors tracing"),
     "serving": names(
@@ -47,7 +47,7 @@ ROUTER_FOLDERS = {
     ),
     "api/openai": names("bounds errors exact_json media request parsers adapters text grammar chat http serving"),
     "api/tgi": names(
-        "errors exact_json request text grammar chat http serving api/openai"
+        "bounds errors exact_json request text grammar chat http serving api/openai"
     ),  # openai: `chat_tokenize` alone
     "api/platforms": names("errors exact_json request settings text grammar http serving api/tgi"),
     "api/tasks": names("errors http serving tasks api/openai"),  # openai: names of models alone

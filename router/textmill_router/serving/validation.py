@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from textmill_router.bounds import MAX_U32, MAX_U64, Bounds, bounds_of
+from textmill_router.bounds import LEAST_TEMPERATURE, MAX_U32, MAX_U64, Bounds, bounds_of
 from textmill_router.errors import RuleBroken
 from textmill_router.grammar.request_forms import AskedGrammar
 from textmill_router.request import GenerationParameters, SamplingParameters
 from textmill_router.serving.limits import Limits
 
-# Logits divided by a lower temperature leave the range of 32-bit floats, and the draw is the best token.
-LEAST_TEMPERATURE = 1e-6
 # Random seeds are small enough to survive clients that read numbers as doubles.
 SEED_BITS = 53
 DEFAULT_DRY_BREAKERS = ("\n", ":", '"', "*")

@@ -1,15 +1,16 @@
 """How a text about an image is written: the fields of a call that the shard's generation obeys."""
 
-import math
 from collections.abc import Mapping
 
 import msgspec
 
+from textmill_router.bounds import LEAST_TEMPERATURE, MAX_I32, rounded32, shown_number
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.rows import WritingWish
 
 MAX_BEAMS, MAX_TOKENS = 8, 4096
 LEAST_TIME_S = 0.001  # in which a model writes one token; 0 is no time on the wire
+LEAST_PENALTY = 1e-6  # logits divided by less leave the range of 32-bit floats
 # The least and the greatest value of each number.
 _RANGES: Mapping[str, tuple[float, float]] = {
     "max_new_tokens": (1, MAX_TOKENS),
@@ -20,7 +21,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "length_penalty": (-100, 100),
     "no_repeat_ngram_size": (0, MAX_TOKENS),
     "temperature": (0, 100),
-    "top_k": (0, math.inf),
+    "top_k": (0, MAX_I32),
     "top_p": (0, 1),
     "repetition_penalty": (0, 100),
     "max_time": (0, 120),
@@ -59,10 +60,8 @@ def writing_wish(*parts: ImageGeneration | None) -> WritingWish:
     for name, (low, high) in _RANGES.items():
         value = values.get(name)
         if value is not None and not low <= value <= high:
-            wanted = f"at least {low:g}" if math.isinf(high) else f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            raise _refusal(name, f"must be {wanted}, found {value:g}")
-    if values.get("top_p") == 0:
-        raise _refusal("top_p", "must be above 0 and at most 1, found 0")
+            raise _refusal(name, f"must be {low if low == high else f'{low} to {high}'}, found {shown_number(value)}")
+    _check_small(values)
     _check_lengths(values, "max_new_tokens", "min_new_tokens")
     _check_lengths(values, "max_length", "min_length")
     samples = _samples(values)
@@ -82,12 +81,22 @@ def writing_wish(*parts: ImageGeneration | None) -> WritingWish:
     return WritingWish(**{**values, "do_sample": samples})
 
 
+def _check_small(values: Mapping[str, float]) -> None:
+    """Raise ValidationFailed for numbers above 0 that divide by nothing, or are nothing, in the floats of the wire."""
+    top_p, penalty = values.get("top_p"), values.get("repetition_penalty")
+    if top_p is not None and rounded32(top_p) == 0:
+        raise _refusal("top_p", f"must be above 0 as a 32-bit number and at most 1, found {top_p:g}")
+    if penalty and penalty < LEAST_PENALTY:
+        raise _refusal("repetition_penalty", f"must be 0 (off), or {LEAST_PENALTY:g} to 100, found {penalty:g}")
+
+
 def _samples(values: Mapping[str, float]) -> bool | None:
     """Return whether tokens are drawn; None: as the model's files say."""
     temperature, top_p = values.get("temperature"), values.get("top_p")
-    asks = temperature not in (None, 0, 1) or bool(values.get("top_k")) or top_p not in (None, 0, 1)
+    is_greedy = temperature is not None and temperature < LEAST_TEMPERATURE
+    asks = temperature not in (None, 1) or bool(values.get("top_k")) or top_p not in (None, 0, 1)
     said = values.get("do_sample")
-    if temperature == 0 or said is False:
+    if is_greedy or said is False:
         return False
     return True if said or asks else None
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from textmill_router.bounds import rounded32
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, check_files
@@ -11,7 +12,7 @@ from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.rows import RowResult, Timestamps, TranscriptAnswer, TranscriptWish
 
 TASK = "automatic-speech-recognition"
-MAX_CHUNK_S = 600.0
+MIN_CHUNK_S, MAX_CHUNK_S = 0.1, 600.0  # one step of a CTC model reads up to 0.025 s
 MAX_TOKENS, MAX_BEAMS = 4096, 8
 DEFAULT_CHUNK_S = 30.0
 NO_STRIDE_S = 1e-6  # rounds to no sample; 0 would ask for the default
@@ -182,13 +183,14 @@ def _chunks(parameters: SpeechParameters) -> tuple[float, float]:
                 "`parameters.stride_length_s` must be a number, or two equal ones", field="parameters.stride_length_s"
             )
         stride_s = stride_s[0]
-    if chunk_s is not None and not 0.0 <= chunk_s <= MAX_CHUNK_S:
+    if chunk_s and not MIN_CHUNK_S <= chunk_s <= MAX_CHUNK_S:
         raise ValidationFailed(
-            f"`parameters.chunk_length_s` must be from 0 to {MAX_CHUNK_S:g}, found {chunk_s}",
+            f"`parameters.chunk_length_s` must be from {MIN_CHUNK_S:g} to {MAX_CHUNK_S:g}, or 0 for "
+            f"{DEFAULT_CHUNK_S:g}, found {chunk_s}",
             field="parameters.chunk_length_s",
         )
-    most_s = (chunk_s or DEFAULT_CHUNK_S) / 2
-    if stride_s is not None and not 0.0 <= stride_s < most_s:
+    most_s = rounded32(chunk_s or DEFAULT_CHUNK_S) / 2
+    if stride_s is not None and not (stride_s >= 0.0 and rounded32(stride_s) < most_s):
         raise ValidationFailed(
             f"`parameters.stride_length_s` must be less than half of a chunk, {most_s:g} s, found {stride_s}",
             field="parameters.stride_length_s",

@@ -17,11 +17,12 @@ from textmill_router.api.tgi.writing_types import (
     TextAnswer,
     TranslationAnswer,
     WritingBody,
+    WritingFields,
     WritingParameters,
 )
 from textmill_router.api.tgi.writing_wish import read_wish
 from textmill_router.api.tgi.writing_work import MakeAnswer, WritingForm, WritingWork
-from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.errors import RequestError, TooManyPrompts, ValidationFailed
 from textmill_router.http.inner_calls import replay
 from textmill_router.http.json_body import ClientLeft, read_body
 from textmill_router.http.path_style import ROOT_STYLE
@@ -38,6 +39,8 @@ _ANSWERS: Mapping[str, MakeAnswer] = {
     "translation": lambda text, written: TranslationAnswer(written),
     "text2text-generation": lambda text, written: TextAnswer(written),
 }
+# The names that errors have for the fields of a body.
+_NAMES: Mapping[str, str] = {name: f"parameters.{name}" for name in WritingFields.__struct_fields__}
 _NUM_SHOWN_CODES = 12
 _ASKS_FOR_MORE = re.compile(rb'"(stream|details|decoder_input_details)"\s*:\s*true')
 
@@ -51,6 +54,7 @@ def writing_route(service: Service, task: str | None = None) -> GeneratingRoute[
         msgspec.json.Decoder(WritingBody),
         _Prepare(wanted, Path(service.settings.model_dir)),
         ROOT_STYLE,
+        reword=lambda body, error: error.reword(_NAMES),
         wait_for_model=lambda body: (body.options or NO_OPTIONS).wait_for_model,
     )
 
@@ -95,9 +99,12 @@ class _Prepare:
         wish = read_wish(parameters, defaults, call.backend, source=source, target_id=target_id)
         texts = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         most = call.service.settings.max_client_batch_size
-        if not 1 <= len(texts) <= most:
-            raise ValidationFailed(
-                f"`inputs` must hold 1 to {most} (--max-client-batch-size), found {len(texts)}", field="inputs"
+        if not texts:
+            raise ValidationFailed("`inputs` must hold at least one text, found an empty list", field="inputs")
+        if len(texts) > most:
+            raise TooManyPrompts(
+                f"`inputs` has {len(texts)} texts, and a call has at most {most} (--max-client-batch-size); send less",
+                field="inputs",
             )
         cleans = bool(parameters.clean_up_tokenization_spaces)
         work = WritingWork(WritingForm(self._task, _ANSWERS[self._task], cleans=cleans), texts, wish, call)

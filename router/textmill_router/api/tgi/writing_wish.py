@@ -11,6 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from textmill_router.api.tgi.writing_types import SearchFields, WritingFields, WritingParameters
+from textmill_router.bounds import MAX_I32, MAX_U32, MAX_U64, shown_number
 from textmill_router.errors import ValidationFailed
 from textmill_router.request import Beams, EarlyStopping
 from textmill_router.serving.checkpoint_defaults import CheckpointDefaults
@@ -22,24 +23,26 @@ from textmill_router.serving.validation import CheckedParameters, RequestedParam
 MAX_SEQUENCES = 10
 MAX_BEAMS = 8  # that a call may ask for; a checkpoint may ask for more
 MAX_LENGTH_PENALTY = 100
+LEAST_TIME_S = 0.001  # what a call gets that asks for no time at all
 Given: TypeAlias = Mapping[str, float]
 _CUTS = (True, "longest_first", "only_first")
 _DRAWN = (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0), ("typical_p", 1.0))
 _RANGES: Mapping[str, tuple[float, float]] = {
-    "max_new_tokens": (1, math.inf),
-    "max_length": (1, math.inf),
-    "min_length": (0, math.inf),
-    "min_new_tokens": (0, math.inf),
+    "max_new_tokens": (1, MAX_U32),
+    "max_length": (1, MAX_U32),
+    "min_length": (0, MAX_U32),
+    "min_new_tokens": (0, MAX_U32),
     "temperature": (0, 100),
-    "top_k": (0, math.inf),
+    "top_k": (0, MAX_I32),
     "top_p": (0, 1),
     "repetition_penalty": (0, 100),
     "max_time": (0, 120),
     "num_return_sequences": (1, MAX_SEQUENCES),
     "num_beams": (1, MAX_BEAMS),
     "length_penalty": (-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
-    "no_repeat_ngram_size": (0, math.inf),
-    "encoder_no_repeat_ngram_size": (0, math.inf),
+    "no_repeat_ngram_size": (0, MAX_I32),
+    "encoder_no_repeat_ngram_size": (0, MAX_I32),
+    "seed": (0, MAX_U64),
 }
 
 
@@ -105,11 +108,12 @@ def read_wish(
     else:
         lengths = decoder_lengths(given, defaults.numbers)
     numbers.update(lengths.numbers)
+    max_time_s = given.get("max_time")
     checked = check_parameters(
         RequestedParameters(
             numbers=numbers,
             do_sample=bool(samples),
-            max_time=given.get("max_time"),
+            max_time=None if max_time_s is None else max(max_time_s, LEAST_TIME_S),
             bad_sequences=_known(defaults.bad_sequences, backend.limits),
         ),
         backend.limits,
@@ -165,9 +169,8 @@ def check_ranges(given: Given) -> None:
     for name, (low, high) in _RANGES.items():
         value = given.get(name)
         if value is not None and not low <= value <= high:
-            wanted = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
             path = f"parameters.{name}"
-            raise ValidationFailed(f"`{path}` must be {wanted}, found {value:g}", field=path)
+            raise ValidationFailed(f"`{path}` must be {low} to {high}, found {shown_number(value)}", field=path)
 
 
 def choose_beams(

@@ -273,17 +273,21 @@ def test_rule_20_second_rejection_in_a_row_stops_the_engine(tmp_path: Path, toke
 
 def test_plan_that_cannot_be_written_costs_its_request_and_no_other(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def body() -> None:
-        async with open_bench(tmp_path / "s", tokenizer, first_backoff_s=0.01) as bench:
+        async with open_bench(tmp_path / "s", tokenizer) as bench:
             seeded = GenerationParameters(sampling=SamplingParameters(seed=1 << 64))  # validation refuses such a seed
             unwritable = bench.request(parameters=seeded)
             others = [asyncio.create_task(bench.generate(bench.request(b"other", 40))) for _ in range(2)]
             with pytest.raises(GenerationFailed) as failed:
                 await bench.generate(unwritable)
-            assert failed.value.failure.code is FailureCode.SUSPECT
+            assert failed.value.failure.code is FailureCode.INTERNAL
+            assert "cannot be written to the shard" in failed.value.failure.message
             assert [(await other).text for other in others] == [alphabet(40)] * 2
+            with pytest.raises(GenerationFailed):
+                await bench.generate(replace(unwritable, request_id=bench.engine.next_request_id()))
             await bench.is_quiet()
+            assert shard.epoch == 1
 
-    with FakeShard(tmp_path / "s", replace(SMALL, lease_s=600.0)):  # the router must end the stream, not the lease
+    with FakeShard(tmp_path / "s", SMALL) as shard:
         run(body())
 
 

@@ -16,13 +16,13 @@ import grpc
 import grpc.aio
 from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
+from textmill_router.engine.plan_writer import PlanWriter
 from textmill_router.engine.shard_facts import ShardFacts, ShardHealth, facts_from_proto, health_from_proto
 from textmill_router.engine.shard_link import ShardLink
 from textmill_router.engine.wire import (
     PlanRejected,
     WireError,
     heartbeat_to_proto,
-    plan_to_proto,
     rejected_from_proto,
     result_from_proto,
 )
@@ -147,6 +147,7 @@ class _Stream:
         self._options = options
         self._call = stub.Run()
         self._epoch = 0
+        self._writer = PlanWriter(0)
         self._outbox: deque[Plan | None] = deque()  # None = a heartbeat
         self._outbox_filled = asyncio.Event()
         self._heard_s = time.monotonic()
@@ -164,6 +165,7 @@ class _Stream:
             self.cut("the first message is no Hello")
             raise StreamLost("the first message is no Hello")
         self._epoch = message.epoch
+        self._writer = PlanWriter(message.epoch)
         self._tasks = [asyncio.create_task(self._write_all()), asyncio.create_task(self._watch())]
         return facts_from_proto(message.hello.info), message.epoch
 
@@ -192,7 +194,7 @@ class _Stream:
                 except WireError as error:
                     self.cut(f"a result that cannot be read: {error}")
                     raise StreamLost(f"a result that cannot be read: {error}") from error
-                handler.on_result(result)
+                handler.on_result(self._writer.add_failures(result))
             elif kind == "rejected":
                 handler.on_rejected(rejected_from_proto(message.rejected))
             elif kind == "heartbeat":
@@ -235,7 +237,7 @@ class _Stream:
                 while self._outbox:
                     plan = self._outbox.popleft()
                     await self._call.write(
-                        heartbeat_to_proto(self._epoch) if plan is None else plan_to_proto(plan, self._epoch)
+                        heartbeat_to_proto(self._epoch) if plan is None else self._writer.write(plan)
                     )
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # The call is over, and the reader raises the reason.

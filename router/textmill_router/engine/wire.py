@@ -67,7 +67,7 @@ def plan_to_proto(plan: Plan, epoch: int) -> shard_pb2.ToShard:
         number=plan.number,
         drops=[shard_pb2.Drop(slot=drop.slot, request_id=drop.request_id) for drop in plan.drops],
         extends=[_extend_to_proto(extend) for extend in plan.extends],
-        admits=[_admit_to_proto(admit) for admit in plan.admits],
+        admits=[admit_to_proto(admit) for admit in plan.admits],
         budget=None if plan.budget is None else _budget_to_proto(plan.budget),
     )
     return shard_pb2.ToShard(epoch=epoch, plan=message)
@@ -172,7 +172,8 @@ def _budget_to_proto(budget: Budget) -> shard_pb2.Budget:
     )
 
 
-def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
+def admit_to_proto(admit: Admit) -> shard_pb2.Admit:
+    """Return the message of an admit. Raises ValueError or OverflowError for a number that its field does not hold."""
     request, parameters = admit.request, admit.request.parameters
     return shard_pb2.Admit(
         request_id=request.request_id,

@@ -95,6 +95,26 @@ def test_predictions_stand_in_order_and_honour_every_parameter(client: httpx.Cli
     assert "x-request-id" in answer.headers
 
 
+def test_an_instance_may_be_the_inputs_and_share_parameters(client: httpx.Client) -> None:
+    own = {"inputs": "hi", "parameters": {"max_new_tokens": 3}}
+    body = {"instances": ["hi", {"inputs": "hi"}, own, CHAT, ["hi", "ho"]], "parameters": {"max_new_tokens": 2}}
+    answer = client.post("/vertex", json=body)
+    assert answer.json() == {"predictions": ["ab", "ab", "abc", "abc", ["ab", "ab"]]}
+    assert predict(client, "hi").json() == {
+        "predictions": [client.post("/generate", json={"inputs": "hi"}).json()["generated_text"]]
+    }
+
+
+def test_conversations_are_those_of_the_compatible_route(client: httpx.Client) -> None:
+    turn = {"text": "and now?", "past_user_inputs": ["hi"], "generated_responses": ["hello"]}
+    body = {"inputs": turn, "parameters": {"max_length": 3}}
+    found = client.post("/", json=body).json()
+    assert found["conversation"]["generated_responses"] == ["hello", "abc"]
+    assert client.post("/invocations", json=body).json() == found
+    shared = {"instances": [turn, body], "parameters": {"max_length": 3}}
+    assert client.post("/vertex", json=shared).json() == {"predictions": [found, found]}
+
+
 @pytest.mark.parametrize(
     ("instances", "word"),
     [
@@ -104,7 +124,8 @@ def test_predictions_stand_in_order_and_honour_every_parameter(client: httpx.Cli
         ([{"inputs": "a", "parameters": {"top_k": 0}}], "`top_k`"),
         ([{"inputs": "a", "parameters": {"max_new_tokens": 1}}, {"inputs": "", "parameters": {}}], "`inputs`"),
         (None, "instances"),
-        (["a"], "instances[0]"),
+        ([5], "instances[0]"),
+        (["a", {"text": None}], "`instances[1]`"),
     ],
 )
 def test_bad_instance_is_422_with_its_own_message(client: httpx.Client, instances: Any, word: str) -> None:

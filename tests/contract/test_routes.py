@@ -46,6 +46,9 @@ def test_info_has_the_fields_of_both_versions(client: httpx.Client) -> None:
         "media_kinds": [],
         "media_cache_bytes": 0,
         "kv_cache_dtype": "fp8_e4m3fn",
+        "task": "text-generation",
+        "tasks": ["text-generation", "conversational"],
+        "labels": {},
         "max_waiting_tokens": 0,
         "waiting_served_ratio": 0.0,
     }

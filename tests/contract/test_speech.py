@@ -126,7 +126,7 @@ def test_predictions_of_vertex_are_audio_in_base64(clients: dict[str, httpx.Clie
     ("body", "words"),
     [
         ({}, "`inputs` is missing"),
-        ({"inputs": ["a", "b"]}, "`inputs`: expected `str`"),
+        ({"inputs": ["a", "b"]}, "`inputs` must be one text, because the answer is one file of audio"),
         ({"inputs": " \n"}, "`inputs` must not be empty"),
         ({"inputs": "a" * 4097}, "at most 4096 are spoken"),
         ({"inputs": "a", "parameters": {"seed": -1}}, "`parameters.seed` must be from 0 to 2^64 - 1"),

@@ -46,6 +46,8 @@ def test_other_names_of_the_route_answer_alike(client: httpx.Client) -> None:
     for path in (f"/pipeline/{TASK}", f"/models/org/tapas/pipeline/{TASK}", "/models/org/tapas", "/invocations"):
         assert client.post(path, json=body).json() == PLAIN, path
     assert client.post("/vertex", json={"instances": [body, body]}).json() == {"predictions": [PLAIN, PLAIN]}
+    inputs = {"instances": [{"query": "who?", "table": TABLE}, {"question": "who?", "table": TABLE}]}
+    assert client.post("/vertex", json=inputs).json() == {"predictions": [PLAIN, PLAIN]}
 
 
 def test_questions_that_follow_one_another_are_one_row(client: httpx.Client, router: RunningRouter) -> None:

@@ -66,6 +66,60 @@ def test_the_key_of_the_answer_follows_the_task(client: httpx.Client) -> None:
     assert post(client, translation, "/models/a/b/pipeline/translation_en_to_fr") == [{"translation_text": "abcdefgh"}]
 
 
+def test_routes_of_platforms_are_those_of_the_task(router: RunningRouter, client: httpx.Client) -> None:
+    body = {"inputs": "hi", "parameters": {"max_length": 6}}
+    found = post(client, body)
+    assert found == [{"summary_text": "abcd"}]
+    assert post(client, body, "/invocations") == found
+    assert router.shard.last_admit.beams.num_beams == 4  # of the checkpoint's files
+    instances = {"instances": [body, "hi", {"inputs": "hi", "parameters": {"max_length": 5}}]}
+    vertex = post(client, {**instances, "parameters": {"max_length": 6}}, "/vertex")
+    assert vertex == {"predictions": [found, found, [{"summary_text": "abc"}]]}
+    assert router.shard.prompts[-1].startswith(b"summarize: hi")
+    wrong = {"inputs": "hi", "parameters": {"src_lang": "en", "tgt_lang": "de"}}  # of translation
+    for path, asked in (("/invocations", wrong), ("/vertex", {"instances": [wrong]})):
+        assert "`parameters.src_lang`" in post(client, asked, path, 422)["error"]
+
+
+def test_languages_in_the_path_are_those_of_the_translation(router: RunningRouter, client: httpx.Client) -> None:
+    for path in ("/pipeline/translation_en_to_fr", "/models/a/b/pipeline/translation_en_to_fr"):
+        assert post(client, {"inputs": "hi"}, path) == [{"translation_text": "abcdefgh"}]
+        assert router.shard.prompts[-1].startswith(b"translate English to French: hi")
+    half = {"inputs": "hi", "parameters": {"src_lang": "en"}}
+    assert post(client, half, "/pipeline/translation_en_to_de") == [{"translation_text": "abcdefg"}]
+    unknown = post(client, {"inputs": "hi"}, "/pipeline/translation_en_to_xx", 422)["error"]
+    assert ("found 'en_to_xx'" in unknown, "en_to_de, en_to_fr" in unknown) == (True, True)
+    other = {"inputs": "hi", "parameters": {"tgt_lang": "de"}}
+    found = post(client, other, "/pipeline/translation_en_to_fr", 422)["error"]
+    assert "must be those of the path, translation_en_to_fr" in found
+
+
+def test_the_pair_of_a_tokenizer_is_the_pair_of_the_model(tmp_path: Path) -> None:
+    model = write_byte_tokenizer(tmp_path / "model")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    pair = {"source_lang": "en", "target_lang": "ROMANCE"}  # as the folders of Marian have
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, **pair}))
+    with RunningRouter(tmp_path, OPTIONS, model=model, task="translation") as router, router.client() as client:
+        found = post(client, {"inputs": "hi", "parameters": {"max_length": 5}}, "/pipeline/translation_en_to_ROMANCE")
+        assert found == [{"translation_text": "abc"}]
+        body = {"inputs": "hi", "parameters": {"src_lang": "en", "tgt_lang": "de"}}
+        assert "the pairs are en_to_ROMANCE" in post(client, body, status=422)["error"]
+
+
+def test_info_names_the_task_and_its_family(client: httpx.Client, tmp_path: Path) -> None:
+    info = client.get("/info").json()
+    family = ["summarization", "text2text-generation", "translation", "conversational"]
+    assert (info["task"], info["tasks"], info["labels"]) == ("summarization", family, {})
+    assert info["model_pipeline_tag"] == "summarization"
+    for task in family[:-1]:
+        post(client, {"inputs": "hi"}, f"/pipeline/{task}")
+    with RunningRouter(tmp_path, task="text-generation") as router, router.client() as other:
+        turn = {"inputs": {"text": "hi"}, "parameters": {"max_new_tokens": 2}}
+        info = other.get("/info").json()
+        assert (info["task"], info["tasks"]) == ("text-generation", ["text-generation", "conversational"])
+        assert post(other, turn, "/pipeline/conversational")["generated_text"] == "ab"
+
+
 def test_the_prefix_of_the_task_stands_before_the_text(router: RunningRouter, client: httpx.Client) -> None:
     post(client, {"inputs": "hi"})
     assert router.shard.prompts[-1].startswith(b"summarize: hi")

@@ -68,10 +68,11 @@ from textmill_router.api.tgi.types import (
     VertexBody,
 )
 from textmill_router.api.tgi.work import GenerateMode
-from textmill_router.api.writing_routes import compat_route
+from textmill_router.api.tgi.writing import WRITING_TASKS
+from textmill_router.api.writing_routes import compat_route, json_route
 from textmill_router.health.states import StateRow
+from textmill_router.http.path_style import ROOT_STYLE
 from textmill_router.http.static_pages import AssetRoute, PageRoute, StaticPage
-from textmill_router.serving.route import GeneratingRoute
 from textmill_router.serving.service import Service
 from textmill_router.tasks.names import is_row_task
 
@@ -103,16 +104,20 @@ def vertex_route(service: Service) -> ASGIApp:
     """Return the ASGI endpoint of /vertex, which also serves the path that Vertex AI names."""
     if service.is_of_rows:
         return vertex_task_route(service)
-    return VertexRoute(service, generate=generate_route(service, GenerateMode.WHOLE), chat=chat_route(service))
+    generate = None if service.settings.task in WRITING_TASKS else generate_route(service, GenerateMode.WHOLE)
+    return VertexRoute(service, generate=generate, task=json_route(service), chat=chat_route(service))
 
 
 def _invocations_route(service: Service) -> InvocationsRoute:
-    by_shape: dict[str, GeneratingRoute[Any]] = {
-        "inputs": generate_route(service, GenerateMode.COMPAT),
-        "messages": chat_route(service),
-        "prompt": completions_route(service),
-    }
-    return InvocationsRoute(service, by_shape)
+    chat, completions = chat_route(service), completions_route(service)
+    return InvocationsRoute(
+        service,
+        {
+            "inputs": (json_route(service), ROOT_STYLE),
+            "messages": (chat, chat.style),
+            "prompt": (completions, completions.style),
+        },
+    )
 
 
 def _tokenize_route(service: Service) -> ByShape:
@@ -426,7 +431,7 @@ ROUTES: tuple[RouteRow, ...] = (
         Operation(
             path="/invocations",
             method="post",
-            summary="SageMaker: generate by `inputs`, chat by `messages`, or continue a `prompt`",
+            summary="SageMaker: `POST /` by `inputs`, chat by `messages`, or continue a `prompt`",
             body=(CompatBody, ChatBody, CompletionBody),
             answer=(list[GenerateAnswer], answers.ChatCompletion, Completion),
             events=(answers.StreamResponse, answers.ChatCompletionChunk, answers.CompletionChunk),
@@ -442,7 +447,7 @@ ROUTES: tuple[RouteRow, ...] = (
         Operation(
             path="/vertex",
             method="post",
-            summary="Vertex AI: one text for each instance",
+            summary="Vertex AI: one text, or one answer of the task, for each instance",
             body=VertexBody,
             answer=VertexAnswer,
             errors=(*_GENERATE_ERRORS, 404),

@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from textmill_router.api.openapi.answer_types import HealthAnswer, ProbeAnswer
 from textmill_router.api.tgi.types import AdapterStatus, InfoAnswer, ReplicaInfo
+from textmill_router.api.tgi.writing import writing_family
 from textmill_router.errors import RequestError
 from textmill_router.health.states import StateRow
 from textmill_router.http.replies import send_error, send_reply
@@ -127,6 +128,9 @@ class InfoRoute:
             media_kinds=list(facts.media_kinds),
             media_cache_bytes=facts.media_cache_bytes,
             kv_cache_dtype=facts.kv_dtype or None,
+            task=writing_family(settings.task)[0],
+            tasks=list(writing_family(settings.task)),
+            labels={},
         )
 
 

@@ -9,7 +9,7 @@ from textmill_router.api.tasks.wrong_task import wrong_task
 from textmill_router.api.tgi.conversational import ConversationalRoute
 from textmill_router.api.tgi.generate import generate_route
 from textmill_router.api.tgi.work import GenerateMode
-from textmill_router.api.tgi.writing import WRITING_TASKS, WritingOrStream, writing_route
+from textmill_router.api.tgi.writing import WRITING_TASKS, WritingOrStream, writing_family, writing_route
 from textmill_router.errors import RequestError
 from textmill_router.http.call import call_of
 from textmill_router.http.inner_calls import replay
@@ -18,9 +18,7 @@ from textmill_router.http.path_style import ROOT_STYLE
 from textmill_router.http.replies import send_error
 from textmill_router.serving.call import refuse
 from textmill_router.serving.service import Service
-from textmill_router.tasks.names import canonical_task
-
-_TEXT_GENERATION = ("text-generation", "conversational")
+from textmill_router.tasks.names import canonical_task, languages_of
 
 
 class AnyTypeRoute:
@@ -50,10 +48,11 @@ class AnyTypeRoute:
 
 def compat_route(service: Service) -> ASGIApp:
     """Return the ASGI endpoint of `POST /` for a model that writes text."""
-    return AnyTypeRoute(service, _json_route(service))
+    return AnyTypeRoute(service, json_route(service))
 
 
-def _json_route(service: Service) -> ASGIApp:
+def json_route(service: Service) -> ASGIApp:
+    """Return the ASGI endpoint of `POST /` for a body that must be said to be JSON, as on the routes of platforms."""
     text: ASGIApp = generate_route(service, GenerateMode.COMPAT)
     if service.settings.task in WRITING_TASKS:
         text = WritingOrStream(service, whole=writing_route(service), stream=text)
@@ -67,9 +66,10 @@ class TaskPathRoute:
         self._service = service
         task = service.settings.task
         compat = compat_route(service)
-        self._by_task: dict[str, ASGIApp] = dict.fromkeys(_TEXT_GENERATION, compat)
-        if task in WRITING_TASKS:
-            self._by_task = {name: AnyTypeRoute(service, writing_route(service, name)) for name in WRITING_TASKS}
+        self._by_task = {
+            name: AnyTypeRoute(service, writing_route(service, name, languages_of)) if name in WRITING_TASKS else compat
+            for name in writing_family(task)
+        }
         self._compat = compat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -48,6 +48,14 @@ class TextEnds:
     behind: "array[int]"
 
 
+def read_language_pair(folder: Path) -> list[str]:
+    """Return the pair of languages that the tokenizer of a folder names, as `en_to_de` (Marian); else nothing."""
+    path = folder / CONFIG_NAME
+    config = read_json_object(path) if path.is_file() else {}
+    source, target = config.get("source_lang"), config.get("target_lang")
+    return [f"{source}_to_{target}"] if isinstance(source, str) and isinstance(target, str) else []
+
+
 def read_language_codes(folder: Path, tokenizer: Tokenizer) -> LanguageCodes | None:
     """Return the codes of the model of a folder; None for a model whose tokenizer has no languages."""
     config = read_json_object(folder / CONFIG_NAME)

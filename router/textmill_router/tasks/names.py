@@ -28,7 +28,7 @@ FILE_TASKS = (  # rows are images or audio
 TABLE_TASK = "table-question-answering"  # rows are tables, which the shard lays out
 STRING_TASKS = ("text-to-audio",)  # rows are strings, which the tokenizer of the shard reads
 ROW_TASKS = (*TEXT_TASKS, *FILE_TASKS, TABLE_TASK, *STRING_TASKS)
-_TRANSLATION = re.compile(r"translation_\w+_to_\w+")
+_TRANSLATION = re.compile(r"translation_(\w+?)_to_(\w+)")
 _ALIASES = {
     "ner": "token-classification",
     "sentiment-analysis": "text-classification",
@@ -52,6 +52,12 @@ def is_file_task(task: str | None) -> bool:
 def is_text_task(task: str | None) -> bool:
     """Whether the rows of a task are texts, which the router tokenises."""
     return task in TEXT_TASKS
+
+
+def languages_of(name: str) -> tuple[str, str] | None:
+    """Return the languages that a task's name has: `translation_en_to_de`. None for other names."""
+    found = _TRANSLATION.fullmatch(name)
+    return None if found is None else (found[1], found[2])
 
 
 def canonical_task(name: str) -> str:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -37,9 +38,9 @@ class SpokenParameters(msgspec.Struct, gc=False):
 
 
 class SpokenBody(msgspec.Struct, gc=False):
-    """The body of text-to-audio."""
+    """The body of text-to-audio. A list as `inputs` stands here to be refused."""
 
-    inputs: str
+    inputs: str | list[Any]
     parameters: SpokenParameters | None = None
 
 
@@ -103,6 +104,12 @@ def text_to_audio_call(body: SpokenBody, model: TaskModel, shapes: ClientShapes)
     asked = body.parameters or SpokenParameters()
     if shapes.sound_format is None:
         raise ValidationFailed("the header accept must name audio/flac, audio/wav, audio/ogg or audio/mpeg")
+    if isinstance(body.inputs, list):
+        raise ValidationFailed(
+            f"`inputs` must be one text, because the answer is one file of audio, found a list of {len(body.inputs)}; "
+            "send a call for each text",
+            field="inputs",
+        )
     _check_text(body.inputs, "inputs")
     _Numbers({"parameters.speaking_rate": asked.speaking_rate}).check(MIN_RATE, MAX_RATE)
     noise = {"noise_scale": asked.noise_scale, "noise_scale_duration": asked.noise_scale_duration}

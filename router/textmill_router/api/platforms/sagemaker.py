@@ -1,17 +1,16 @@
 """POST /invocations, SageMaker's one route, which goes to a dialect by the shape of the body."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.http.call import call_of
 from textmill_router.http.inner_calls import replay
 from textmill_router.http.json_body import ClientLeft, decode_json, read_body
+from textmill_router.http.path_style import PathStyle
 from textmill_router.http.replies import send_error
-from textmill_router.serving.route import GeneratingRoute
 from textmill_router.serving.service import Service
 
 _ABSENT = msgspec.Raw(b"null")
@@ -29,9 +28,9 @@ _DECODER = msgspec.json.Decoder(_Shape)
 
 
 class InvocationsRoute:
-    """An ASGI endpoint. `endpoints` are those for `inputs`, `messages` and `prompt`, as far as there are any."""
+    """An ASGI endpoint. `endpoints` are those for `inputs`, `messages` and `prompt`, with the styles of their paths."""
 
-    def __init__(self, service: Service, endpoints: Mapping[str, GeneratingRoute[Any]]) -> None:
+    def __init__(self, service: Service, endpoints: Mapping[str, tuple[ASGIApp, PathStyle]]) -> None:
         self._service = service
         self._endpoints = endpoints
 
@@ -44,8 +43,8 @@ class InvocationsRoute:
         except RequestError as error:
             await send_error(scope, send, error)
             return
-        endpoint = self._endpoints[name]
-        call_of(scope).error_style = endpoint.style.errors
+        endpoint, style = self._endpoints[name]
+        call_of(scope).error_style = style.errors
         await endpoint(scope, replay(body, receive), send)
 
     def _pick(self, shape: _Shape) -> str:

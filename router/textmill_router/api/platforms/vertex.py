@@ -25,17 +25,22 @@ class _InstanceFailed(Exception):
 
 
 class VertexRoute:
-    """An ASGI endpoint. `generate` answers instances with `inputs`, `chat` those with `messages`."""
+    """An ASGI endpoint. `generate` answers instances with texts as `inputs`, `chat` those with `messages`.
 
-    def __init__(self, service: Service, *, generate: ASGIApp, chat: ASGIApp) -> None:
+    Both give the text alone. `task` is the endpoint of `POST /`, whose whole answer is the prediction of a
+    conversation, and of each instance with `inputs` where there is no `generate`.
+    """
+
+    def __init__(self, service: Service, *, generate: ASGIApp | None, task: ASGIApp, chat: ASGIApp) -> None:
         self._service = service
         self._generate = generate
+        self._task = task
         self._chat = chat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_json(scope, receive, _DECODER, self._service.payload_limit)
-            _check_instances(body.instances)
+            calls = _calls_of(body)
         except ClientLeft:
             return
         except RequestError as error:
@@ -44,8 +49,8 @@ class VertexRoute:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._predict(scope, receive, instance, index))
-                    for index, instance in enumerate(body.instances)
+                    group.create_task(self._predict(scope, receive, fields, index))
+                    for index, fields in enumerate(calls)
                 ]
         except ExceptionGroup as failed:
             first = failed.exceptions[0]
@@ -58,31 +63,50 @@ class VertexRoute:
         answer = VertexAnswer([task.result() for task in tasks])
         await send_reply(scope, send, 200, msgspec.json.encode(answer))
 
-    async def _predict(self, scope: Scope, receive: Receive, instance: dict[str, Any], index: int) -> Any:
-        """Return the text of one instance. Raises _InstanceFailed."""
-        is_chat = instance.get("inputs") is None
+    async def _predict(self, scope: Scope, receive: Receive, fields: dict[str, Any], index: int) -> Any:
+        """Return the prediction of one instance, whose call has these fields. Raises _InstanceFailed."""
+        is_chat = fields.get("inputs") is None
+        generate = None if isinstance(fields.get("inputs"), dict) else self._generate
         part = {**scope, "extensions": {}}
         call = call_of(scope)
         inner = open_call(part, f"{call.request_id}-{index}")
         inner.route, inner.trace_id, inner.arrival_s = call.route, call.trace_id, call.arrival_s
         inner.caller = call.caller
         answer = InnerAnswer()
-        content = encode_exactly({**instance, "stream": False})
+        content = encode_exactly({**fields, "stream": False})
         part["headers"] = [header for header in scope["headers"] if header[0] not in (b"content-length", b"expect")]
-        endpoint = self._chat if is_chat else self._generate
+        endpoint = self._chat if is_chat else generate or self._task
         await endpoint(part, replay(content, receive), answer.send)
         if answer.status != 200:
             raise _InstanceFailed(answer)
-        return _text_of(msgspec.json.decode(answer.body))
+        found = msgspec.json.decode(answer.body)
+        return _text_of(found) if is_chat or generate is not None else found
 
 
-def _check_instances(instances: list[dict[str, Any]]) -> None:
-    if not instances:
+def _calls_of(body: VertexBody) -> list[dict[str, Any]]:
+    """Return the fields of the call of each instance. Raises ValidationFailed for an instance that is none."""
+    if not body.instances:
         raise ValidationFailed("`instances` must hold at least one instance", field="instances")
-    for index, instance in enumerate(instances):
-        if instance.get("inputs") is None and instance.get("messages") is None:
-            name = f"instances[{index}]"
-            raise ValidationFailed(f"`{name}` must have `inputs` or `messages`", field=name)
+    calls = []
+    for index, instance in enumerate(body.instances):
+        fields: dict[str, Any] = {"inputs": instance}
+        if isinstance(instance, dict):
+            if _has_any(instance, "inputs", "messages"):
+                fields = dict(instance)
+            elif not _has_any(instance, "text"):
+                name = f"instances[{index}]"
+                raise ValidationFailed(
+                    f"`{name}` must be a text, or have `inputs`, `messages`, or the `text` of a conversation",
+                    field=name,
+                )
+        if fields.get("inputs") is not None and fields.get("parameters") is None:
+            fields["parameters"] = body.parameters
+        calls.append(fields)
+    return calls
+
+
+def _has_any(instance: dict[str, Any], *names: str) -> bool:
+    return any(instance.get(name) is not None for name in names)
 
 
 def _text_of(answer: Any) -> Any:

@@ -12,6 +12,8 @@ from textmill_router.http.inner_calls import InnerAnswer, replay
 from textmill_router.http.json_body import ClientLeft, decode_json, read_body
 from textmill_router.http.replies import JSON, send_error, send_reply
 from textmill_router.serving.service import Service
+from textmill_router.tasks.forms import family_of
+from textmill_router.tasks.rerank import TASK as RERANK
 
 _KEPT_HEADERS = frozenset({b"retry-after", b"connection"})
 _ABSENT = msgspec.Raw(b"null")
@@ -47,7 +49,8 @@ class VertexTaskRoute:
         except RequestError as error:
             await send_error(scope, send, error)
             return
-        contents = [_call_body(instance, body.parameters) for instance in body.instances]
+        takes_query = RERANK in family_of(self._service.settings.task or "")
+        contents = [_call_body(instance, body.parameters, takes_query=takes_query) for instance in body.instances]
         found = await asyncio.gather(
             *(self._predict(scope, receive, content, index) for index, content in enumerate(contents))
         )
@@ -71,12 +74,13 @@ class VertexTaskRoute:
         return answer
 
 
-def _call_body(instance: msgspec.Raw, parameters: msgspec.Raw) -> bytes:
-    """Return the body of the call of an instance, which is a body itself if it has `inputs` or `query`."""
+def _call_body(instance: msgspec.Raw, parameters: msgspec.Raw, *, takes_query: bool) -> bytes:
+    """Return the body of the call of an instance, which is a body itself if it has `inputs`, or `query` of rerank."""
     body: dict[str, msgspec.Raw] = {}
     if bytes(instance).lstrip()[:1] == b"{":
         body = _FIELDS.decode(instance)
-    if all(bytes(body.get(name, _ABSENT)) == b"null" for name in ("inputs", "query")):
+    names = ("inputs", "query") if takes_query else ("inputs",)
+    if all(bytes(body.get(name, _ABSENT)) == b"null" for name in names):
         body = {"inputs": instance}
     if bytes(body.get("parameters", _ABSENT)) == b"null":
         body["parameters"] = parameters

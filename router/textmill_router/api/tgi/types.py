@@ -143,6 +143,9 @@ class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
     media_kinds: list[str]
     media_cache_bytes: int
     kv_cache_dtype: str | None  # None: a shard of an older version does not tell
+    task: str
+    tasks: list[str]  # that a call may ask for
+    labels: dict[str, str]  # none, as /info of other tasks has them
     # Both are 0, because new prompts join the running batch at the next step.
     max_waiting_tokens: int = 0
     waiting_served_ratio: float = 0.0
@@ -162,13 +165,17 @@ class DetokenizeAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 class VertexBody(msgspec.Struct, frozen=True, gc=False):
-    """The body of /vertex, in which each instance is a generate body or a chat body."""
+    """The body of /vertex, in which each instance is the `inputs` or the body of a call, or the body of a chat.
 
-    instances: list[dict[str, Any]]
+    `parameters` count for the instances that have none of their own.
+    """
+
+    instances: list[str | list[Any] | dict[str, Any]]
+    parameters: dict[str, Any] | None = None
 
 
 class VertexAnswer(msgspec.Struct, frozen=True, gc=False):
-    """The answer of /vertex, with one text for each instance, in order."""
+    """The answer of /vertex, with one text for each instance, or the answer of the task at `POST /`, in order."""
 
     predictions: list[Any]
 

@@ -5,7 +5,7 @@ with the model's card.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,12 +28,15 @@ from textmill_router.http.json_body import ClientLeft, read_body
 from textmill_router.http.path_style import ROOT_STYLE
 from textmill_router.serving.call import refuse
 from textmill_router.serving.checkpoint_defaults import read_checkpoint_writing
-from textmill_router.serving.languages import LanguageCodes, read_language_codes
+from textmill_router.serving.languages import LanguageCodes, read_language_codes, read_language_pair
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Service
 from textmill_router.text.tokenization import Tokenizer
 
 WRITING_TASKS = ("text2text-generation", "summarization", "translation")
+CONVERSATIONAL = "conversational"
+# Reads the languages from the name of a task; None where the name has none.
+LanguagesOf = Callable[[str], tuple[str, str] | None]
 _ANSWERS: Mapping[str, MakeAnswer] = {
     "summarization": lambda text, written: SummaryAnswer(written),
     "translation": lambda text, written: TranslationAnswer(written),
@@ -45,14 +48,26 @@ _NUM_SHOWN_CODES = 12
 _ASKS_FOR_MORE = re.compile(rb'"(stream|details|decoder_input_details)"\s*:\s*true')
 
 
-def writing_route(service: Service, task: str | None = None) -> GeneratingRoute[WritingBody]:
-    """Return the ASGI endpoint of a task; without one, of the server's own task."""
+def writing_family(task: str | None) -> tuple[str, ...]:
+    """Return the tasks that a model which writes text may be asked for, its own first. None: text generation."""
+    if task not in WRITING_TASKS:
+        return ("text-generation", CONVERSATIONAL)
+    return (task, *(other for other in WRITING_TASKS if other != task), CONVERSATIONAL)
+
+
+def writing_route(
+    service: Service, task: str | None = None, languages_of: LanguagesOf = lambda name: None
+) -> GeneratingRoute[WritingBody]:
+    """Return the ASGI endpoint of a task; without one, of the server's own task.
+
+    `languages_of` reads the languages of a translation from the task that a path names.
+    """
     wanted = task or service.settings.task
     assert wanted in WRITING_TASKS
     return GeneratingRoute(
         service,
         msgspec.json.Decoder(WritingBody),
-        _Prepare(wanted, Path(service.settings.model_dir)),
+        _Prepare(wanted, Path(service.settings.model_dir), languages_of),
         ROOT_STYLE,
         reword=lambda body, error: error.reword(_NAMES),
         wait_for_model=lambda body: (body.options or NO_OPTIONS).wait_for_model,
@@ -81,17 +96,19 @@ class WritingOrStream:
 class _Prepare:
     """Applies the rules of one task to a body. The files of the model are read once."""
 
-    def __init__(self, task: str, folder: Path) -> None:
+    def __init__(self, task: str, folder: Path, languages_of: LanguagesOf) -> None:
         self._task = task
+        self._languages_of = languages_of
         self._folder = folder
         self._files = read_checkpoint_writing(folder)
+        self._own_pair = read_language_pair(folder)
         self._codes: LanguageCodes | None = None  # of the tokenizer that `_codes_of` names
         self._codes_of: Tokenizer | None = None
 
     def __call__(self, body: WritingBody, call: IncomingCall) -> PreparedCall:
         parameters = body.parameters or WritingParameters()
         codes = self._language_codes(call.backend.tokenizer)
-        pair = self._languages(parameters, codes)
+        pair = self._languages(parameters, codes, call.scope.get("path_params", {}).get("task", ""))
         named = None if pair is None or codes is not None else f"{pair[0]}_to_{pair[1]}"
         source = None if pair is None or codes is None else codes.ends(pair[0])
         target_id = None if pair is None or codes is None else codes.ids[pair[1]]
@@ -116,9 +133,23 @@ class _Prepare:
             self._codes, self._codes_of = read_language_codes(self._folder, tokenizer), tokenizer
         return self._codes
 
-    def _languages(self, parameters: WritingParameters, codes: LanguageCodes | None) -> tuple[str, str] | None:
-        """Return the languages of a translation, which the model knows. Raises ValidationFailed."""
+    def _languages(
+        self, parameters: WritingParameters, codes: LanguageCodes | None, named: str
+    ) -> tuple[str, str] | None:
+        """Return the languages of a translation, which the model knows. Raises ValidationFailed.
+
+        `named` is the task in the path, whose languages count as if the body had them.
+        """
         source, target = parameters.src_lang, parameters.tgt_lang
+        of_path = self._languages_of(named)
+        if of_path is not None:
+            if source not in (None, of_path[0]) or target not in (None, of_path[1]):
+                raise ValidationFailed(
+                    f"`parameters.src_lang` and `parameters.tgt_lang` must be those of the path, {named[:128]}, or be "
+                    f"left out, found {source!r:.64} and {target!r:.64}",
+                    field="parameters.src_lang",
+                )
+            source, target = of_path
         if source is None and target is None:
             return None
         if self._task != "translation" or source is None or target is None:
@@ -136,8 +167,9 @@ class _Prepare:
                     )
             return source, target
         pair = f"{source}_to_{target}"
-        if pair not in self._files.translations:
-            known = ", ".join(self._files.translations) or "none; the model translates one pair, which its card names"
+        pairs = self._files.translations or self._own_pair
+        if pair not in pairs:
+            known = ", ".join(pairs) or "none; the model translates one pair, which its card names"
             raise ValidationFailed(
                 f"`parameters.src_lang` and `parameters.tgt_lang` must be a pair of the model, found {pair[:64]!r}; "
                 f"the pairs are {known}",

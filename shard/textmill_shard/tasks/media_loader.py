@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from PIL import Image
 from transformers import (
     AutoModelForAudioClassification,
@@ -20,14 +19,11 @@ from transformers import (
     AutoModelForSpeechSeq2Seq,
 )
 
-from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.heap import trim_heap
 from textmill_shard.loader.load_options import OnProgress
 from textmill_shard.loader.model_config import read_config
-from textmill_shard.loader.model_files import find_weight_files
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
-from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.media.image_file import prepare_images
 from textmill_shard.tasks.batch_check import TASKS_OF_TEXTS
 from textmill_shard.tasks.depth_head import DepthHead
@@ -60,7 +56,7 @@ from textmill_shard.tasks.rows import (
 )
 from textmill_shard.tasks.segment_head import SegmentHead, segmentation_class
 from textmill_shard.tasks.speech_heads import CtcHead
-from textmill_shard.tasks.task_loader import TaskOptions, pick_row_dtype
+from textmill_shard.tasks.task_loader import TaskOptions, row_source
 from textmill_shard.tasks.text_box_head import TextBoxHead
 from textmill_shard.tasks.whisper_head import WhisperHead, read_generation_config
 from textmill_shard.tasks.zero_shot_models import build_text_boxes, build_text_match, text_box_class, text_match_class
@@ -179,21 +175,7 @@ def _read(options: TaskOptions) -> ModelSource:
             "down by Whisper and by CTC models"
         )
     auto_class = _auto_class(options.task, config)
-    device = torch.device(options.device)
-    auto_class = _auto_class(options.task, config)
-    return ModelSource(
-        folder=folder,
-        config=config,
-        files=find_weight_files(
-            folder, allow_pickle=options.allow_pickle, named=getattr(config, "transformers_weights", None)
-        ),
-        form=find_stored_form(config, folder, num_ranks=1),
-        dtype=getattr(torch, pick_row_dtype(options.dtype, config, device)),
-        device=device,
-        parallel=TensorParallel(),
-        trust_remote_code=options.trust_remote_code,
-        auto_class=auto_class,
-    )
+    return row_source(options, folder, config, auto_class)
 
 
 def _auto_class(task: str, config: Any) -> Any:

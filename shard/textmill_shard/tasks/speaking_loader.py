@@ -5,23 +5,19 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import AutoModelForTextToWaveform
 from transformers.utils import is_phonemizer_available
 
-from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.heap import trim_heap
 from textmill_shard.loader.load_options import OnProgress
 from textmill_shard.loader.model_config import read_config
-from textmill_shard.loader.model_files import find_weight_files
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
-from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.tasks.file_facts import find_tokenizer
 from textmill_shard.tasks.media_runner import MediaRunner
 from textmill_shard.tasks.rows import HeadName, RowFailure, SoundParams, StringRow
 from textmill_shard.tasks.string_rows import StringReader
-from textmill_shard.tasks.task_loader import TaskOptions, pick_row_dtype
+from textmill_shard.tasks.task_loader import TaskOptions, row_source
 from textmill_shard.tasks.vits_head import MAX_PART_CHARACTERS, VitsHead, vits_read
 
 log = logging.getLogger(__name__)
@@ -86,20 +82,7 @@ def _read(options: TaskOptions) -> ModelSource:
             f"models of type {config.model_type} cannot be served as {options.task}: texts are spoken by VITS alone, "
             "because other models need a vocoder, a voice sample or a search for sounds"
         )
-    device = torch.device(options.device)
-    return ModelSource(
-        folder=folder,
-        config=config,
-        files=find_weight_files(
-            folder, allow_pickle=options.allow_pickle, named=getattr(config, "transformers_weights", None)
-        ),
-        form=find_stored_form(config, folder, num_ranks=1),
-        dtype=getattr(torch, pick_row_dtype(options.dtype, config, device)),
-        device=device,
-        parallel=TensorParallel(),
-        trust_remote_code=options.trust_remote_code,
-        auto_class=AutoModelForTextToWaveform,
-    )
+    return row_source(options, folder, config, AutoModelForTextToWaveform)
 
 
 def _trial_text(tokenizer: Any) -> str:

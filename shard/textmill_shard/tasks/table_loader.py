@@ -6,22 +6,18 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import AutoModelForTableQuestionAnswering
 
-from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelFilesError, UnsupportedModelError
 from textmill_shard.heap import trim_heap
 from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.load_options import OnProgress
 from textmill_shard.loader.model_config import read_config
-from textmill_shard.loader.model_files import find_weight_files
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
-from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.tasks.rows import HeadName, RowFailure, TableRow
 from textmill_shard.tasks.table_head import TableRunner
 from textmill_shard.tasks.table_reader import QuickTapasTokenizer, TableLimits, TableReader
-from textmill_shard.tasks.task_loader import TaskOptions, pick_row_dtype
+from textmill_shard.tasks.task_loader import TaskOptions, row_source
 
 log = logging.getLogger(__name__)
 
@@ -83,20 +79,7 @@ def _read(options: TaskOptions) -> ModelSource:
         raise UnsupportedModelError(
             f"models of type {config.model_type} cannot be served as {options.task}: tables are read by TAPAS"
         )
-    device = torch.device(options.device)
-    return ModelSource(
-        folder=folder,
-        config=config,
-        files=find_weight_files(
-            folder, allow_pickle=options.allow_pickle, named=getattr(config, "transformers_weights", None)
-        ),
-        form=find_stored_form(config, folder, num_ranks=1),
-        dtype=getattr(torch, pick_row_dtype(options.dtype, config, device)),
-        device=device,
-        parallel=TensorParallel(),
-        trust_remote_code=options.trust_remote_code,
-        auto_class=AutoModelForTableQuestionAnswering,
-    )
+    return row_source(options, folder, config, AutoModelForTableQuestionAnswering)
 
 
 def _tokenizer(source: ModelSource) -> QuickTapasTokenizer:

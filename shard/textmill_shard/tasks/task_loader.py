@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,8 +160,18 @@ def _find_heads(options: TaskOptions) -> tuple[tuple[HeadName, ...], VectorModul
 def _read(options: TaskOptions, folder: Path, head: HeadName) -> ModelSource:
     config = read_config(folder, trust_remote_code=options.trust_remote_code)
     check_padding_id(config, folder)
-    device = torch.device(options.device)
     auto_class = auto_class_of_head(head, config)
+    return row_source(options, folder, config, auto_class, class_options_of_head(head, config, auto_class))
+
+
+def row_source(
+    options: TaskOptions, folder: Path, config: Any, auto_class: Any, class_options: Mapping[str, Any] | None = None
+) -> ModelSource:
+    """Return where the model of a row task comes from and what becomes of it: whole, on one device, in one dtype.
+
+    Raises ModelFilesError for weights that are missing or in a form that is not read.
+    """
+    device = torch.device(options.device)
     return ModelSource(
         folder=folder,
         config=config,
@@ -174,7 +184,7 @@ def _read(options: TaskOptions, folder: Path, head: HeadName) -> ModelSource:
         parallel=TensorParallel(),
         trust_remote_code=options.trust_remote_code,
         auto_class=auto_class,
-        class_options=class_options_of_head(head, config, auto_class),
+        class_options=dict(class_options or {}),
     )
 
 

@@ -302,6 +302,10 @@ def test_a_page_travels_with_its_words_and_lengths(
     [
         ({"word_boxes": None}, "`parameters.word_boxes` is missing: this server reads no words from pictures"),
         ({"word_boxes": []}, "`parameters.word_boxes` must hold at least one word"),
+        ({"word_boxes": [["", [1, 2, 3, 4]]]}, "`parameters.word_boxes[0]` is blank, and so is each other word"),
+        ({"word_boxes": [[" ", [1, 2, 3, 4]], ["\n", [1, 2, 3, 4]]]}, "`parameters.word_boxes[0]` is blank"),
+        ({"word_boxes": ["one"]}, '[word, [left, top, right, bottom]], found ["one"]'),
+        ({"word_boxes": [["one", [1, 2, 3, 0.5]]]}, "found [1.0,2.0,3.0,0.5]"),
         ({"word_boxes": [["one"]]}, "`parameters.word_boxes[0]` must be a word and its box"),
         ({"word_boxes": [WORD_BOXES[0], ["two", [1, 2, 3]]]}, "`parameters.word_boxes[1]` must be a word and its box"),
         ({"word_boxes": ["one", [1, 2, 3, 4], "two"]}, "`parameters.word_boxes[2]` must be a word and its box"),

@@ -101,7 +101,10 @@ def page_answers(
     top_k: int = 1,
     handle_impossible_answer: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return the answers of a LayoutLM by the formula of the pipeline of transformers 4.57, span by span."""
+    """Return the answers of a LayoutLM by the formula of the pipeline of transformers 4.57, span by span.
+
+    Unlike there, answers of equal words are one answer with the best of their scores.
+    """
     words, boxes = [word for word, _ in word_boxes], [list(box) for _, box in word_boxes]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     options: dict[str, Any] = {"max_length": max_seq_len, "stride": doc_stride, "truncation": "only_second"}
@@ -138,9 +141,13 @@ def page_answers(
             for last in range(first, len(counts))
             if counts[last] - counts[first] < max_answer_len
         ]
-        for score, first, last in sorted(spans, key=lambda span: -span[0])[:top_k]:
+        for score, first, last in spans:
             text = " ".join(words[places[first] : places[last] + 1])
             answers.append({"score": score, "answer": text, "start": places[first], "end": places[last]})
+    best: dict[tuple[int, int], dict[str, Any]] = {}
+    for answer in sorted(answers, key=lambda answer: -answer["score"]):
+        best.setdefault((answer["start"], answer["end"]), answer)
+    answers = list(best.values())
     if handle_impossible_answer:
         answers.append({"score": null_score, "answer": "", "start": 0, "end": 0})
     return sorted(answers, key=lambda answer: -answer["score"])[:top_k]

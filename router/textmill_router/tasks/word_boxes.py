@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.model import TaskModel
 
@@ -37,21 +39,30 @@ def read_page(word_boxes: WordBoxes, model: TaskModel) -> Page:
         word, box = _pair(pair, path)
         words.append(word)
         edges += box
+    if not any(word.strip() for word in words):
+        path = f"{PATH}[0]"
+        raise ValidationFailed(
+            f"`{path}` is blank, and so is each other word; send at least one word that can be read", field=path
+        )
     model.check_text(" ".join(words), PATH)
     return Page(tuple(words), tuple(edges))
+
+
+def _shown(value: Sequence[object]) -> str:
+    return msgspec.json.encode(value).decode()[:64]
 
 
 def _pair(pair: Sequence[object], path: str) -> tuple[str, list[int]]:
     if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], list) or len(pair[1]) != 4:
         raise ValidationFailed(
-            f"`{path}` must be a word and its box, [word, [left, top, right, bottom]], found {str(pair)[:64]}",
+            f"`{path}` must be a word and its box, [word, [left, top, right, bottom]], found {_shown(pair)}",
             field=path,
         )
     left, top, right, bottom = pair[1]
     if not (0 <= left <= right <= MAX_EDGE and 0 <= top <= bottom <= MAX_EDGE):
         raise ValidationFailed(
             f"`{path}` must have a box with 0 <= left <= right <= {MAX_EDGE} and 0 <= top <= bottom <= {MAX_EDGE}, "
-            f"found {pair[1]}",
+            f"found {_shown(pair[1])}",
             field=path,
         )
     return pair[0], [int(edge) for edge in pair[1]]

@@ -1,7 +1,8 @@
 """The words of a page that answer a question, by models that read words with their places on the page.
 
 The formula is that of the pipeline of transformers 4.57: windows of the words that overlap, softmax over the tokens of
-the words and the token that stands for no answer, and p(start) x p(end).
+the words and the token that stands for no answer, and p(start) x p(end). Unlike there, answers of equal words are one
+answer with the best of their scores: spans of other tokens of two words, and spans of windows that overlap.
 """
 
 # W words of the page, n tokens of a window
@@ -92,7 +93,9 @@ class DocumentHead:
                 return NOT_FINITE
             found.append(_in_words(starts_n, ends_n, window, params))
         if not found:
-            return RowFailure(FailureCode.BAD_TEXT, "the words have no token; send other words")
+            return RowFailure(
+                FailureCode.BAD_TEXT, "the words of `parameters.word_boxes` have no token; send other words"
+            )
         return _best(found, params.max_spans)
 
     def _count_question(self, question: str) -> int:
@@ -145,18 +148,32 @@ class DocumentHead:
 
 
 def _in_words(starts_n: FloatArray, ends_n: FloatArray, window: _Window, params: DocumentParams) -> PageSpans:
-    wish = SpanParams(window.roles_n, max_span_tokens=params.max_span_tokens, max_spans=params.max_spans)
-    spans = best_spans(starts_n, ends_n, wish)
-    return PageSpans(window.words_n[spans.starts], window.words_n[spans.ends], spans.scores, spans.null_score)
+    """Return the best spans of a window, each pair of first and last word once."""
+    num_wanted = params.max_spans
+    while True:
+        wish = SpanParams(window.roles_n, max_span_tokens=params.max_span_tokens, max_spans=num_wanted)
+        spans = best_spans(starts_n, ends_n, wish)
+        found = _distinct(window.words_n[spans.starts], window.words_n[spans.ends], spans.scores, spans.null_score)
+        if len(found.scores) >= params.max_spans or len(spans.scores) < num_wanted:
+            return found
+        num_wanted *= 4
+
+
+def _distinct(starts: IdArray, ends: IdArray, scores: FloatArray, null_score: float) -> PageSpans:
+    """Return the spans without those whose first and last word a span before has."""
+    _, first = np.unique(np.stack([starts, ends]), axis=1, return_index=True)
+    kept = np.sort(first)
+    return PageSpans(starts[kept], ends[kept], scores[kept], null_score)
 
 
 def _best(found: Sequence[PageSpans], max_spans: int) -> PageSpans:
     """Return the best spans of all windows; of equal scores the span of the earlier window comes first."""
     scores = np.concatenate([each.scores for each in found])
-    order = np.argsort(-scores, kind="stable")[:max_spans]
-    return PageSpans(
-        starts=np.concatenate([each.starts for each in found])[order],
-        ends=np.concatenate([each.ends for each in found])[order],
-        scores=scores[order],
-        null_score=min(each.null_score for each in found),
+    order = np.argsort(-scores, kind="stable")
+    spans = _distinct(
+        np.concatenate([each.starts for each in found])[order],
+        np.concatenate([each.ends for each in found])[order],
+        scores[order],
+        min(each.null_score for each in found),
     )
+    return PageSpans(spans.starts[:max_spans], spans.ends[:max_spans], spans.scores[:max_spans], spans.null_score)

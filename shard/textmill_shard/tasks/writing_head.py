@@ -17,12 +17,17 @@ from textmill_shard.tasks.generation_signs import GenerationSigns, NotFinite
 from textmill_shard.tasks.heads import NOT_FINITE
 from textmill_shard.tasks.media_rows import ReadyRow
 from textmill_shard.tasks.media_runner import stack
-from textmill_shard.tasks.rows import Answer, RowFailure, Writing, WritingParams
+from textmill_shard.tasks.rows import Answer, FailureCode, RowFailure, Writing, WritingParams
 
 GENERATION_FILE = "generation_config.json"
 # The longest text where the model's files say nothing, as in the pipelines of transformers.
 DEFAULT_NEW_TOKENS = 256
 MOST_NEW_TOKENS = 4096  # of a model whose positions have no end
+_NO_PROBABILITIES = RowFailure(
+    FailureCode.NOT_FINITE,
+    "the probabilities of a token to draw are not finite (NaN or infinity) with the parameters of this call; raise "
+    "`temperature` or `repetition_penalty`, or set `do_sample` to false",
+)
 ReadText = Callable[[list[int]], str]
 
 
@@ -42,6 +47,7 @@ class WritingHead:
         self._max_new_tokens, self._max_length = config.max_new_tokens, config.max_length
         config.max_new_tokens = config.max_length = None
         self._is_drawn = bool(config.do_sample)
+        self._temperature = 1.0 if config.temperature is None else float(config.temperature)
         # Models of BLIP end with the token that separates texts, whatever the settings say.
         text_config = model.config.get_text_config(decoder=True)
         ends = text_config.sep_token_id if model.config.model_type == "blip" else config.eos_token_id
@@ -65,19 +71,21 @@ class WritingHead:
     ) -> list[Answer | RowFailure]:
         inputs = stack(rows, device=self._device, dtype=self._dtype)
         num_first = _num_first_tokens(self._model, inputs)
+        is_drawn = self._is_drawn if params.do_sample is None else params.do_sample
+        temperature = self._temperature if params.temperature is None else params.temperature
+        signs = GenerationSigns(on_sign, temperature=temperature if is_drawn else None)
         try:
             output = self._model.generate(
                 **inputs,
                 **self._options(params, num_first),
-                logits_processor=LogitsProcessorList([GenerationSigns(on_sign)]),
+                logits_processor=LogitsProcessorList([signs]),
                 return_dict_in_generate=True,
                 output_logits=params.with_probability,
             )
         except NotFinite:
             if len(rows) == 1:
-                return [NOT_FINITE]
+                return [_NO_PROBABILITIES if is_drawn else NOT_FINITE]
             return [answer for row in rows for answer in self._write([row], params, on_sign)]
-        is_drawn = self._is_drawn if params.do_sample is None else params.do_sample
         probabilities: Sequence[float | None] = [None] * len(rows)
         if params.with_probability:
             probabilities = text_probabilities(

@@ -156,6 +156,27 @@ def test_a_row_whose_scores_are_no_numbers_fails_alone(tmp_path: Path) -> None:
     assert found[1].code is FailureCode.NOT_FINITE
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 1e-40}, {"temperature": 1e-44, "num_beams": 3}, {"repetition_penalty": 1e-45, "temperature": 1.5}],
+    ids=["temperature", "beams", "penalty"],
+)
+def test_a_row_whose_parameters_leave_nothing_to_draw_from_fails_alone(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = make_answering_model(tmp_path, "vit-gpt2", CAPTIONS, seed=8)
+    drawn = WritingParams(max_new_tokens=6, do_sample=True, **options)
+    bad, good, other = ran(
+        load(tmp_path, CAPTIONS),
+        MediaRow(FILES[0], drawn),
+        MediaRow(FILES[0], WritingParams(max_new_tokens=3)),
+        MediaRow(FILES[0], WritingParams(max_new_tokens=3, do_sample=True, top_k=1, temperature=1e-6)),
+    )
+    assert isinstance(bad, RowFailure)
+    assert bad.code is FailureCode.NOT_FINITE
+    assert "with the parameters of this call; raise `temperature`" in bad.message
+    assert good == Writing(formulas.caption(model, tmp_path, FILES[0], max_new_tokens=3))
+    assert other == Writing(good.text, is_drawn=True)
+
+
 def test_the_labels_of_a_question(tmp_path: Path) -> None:
     model = make_answering_model(tmp_path, "vilt", QUESTIONS)
     loaded = load(tmp_path, QUESTIONS)
@@ -250,6 +271,24 @@ def test_words_of_any_script_answer_and_words_without_tokens_do_not(tmp_path: Pa
     assert 1 not in {*found.starts.tolist(), *found.ends.tolist()}
 
 
+@pytest.mark.parametrize("kind", ["layoutlm", "layoutlmv3"])
+def test_words_answer_once_with_the_best_of_their_scores(tmp_path: Path, kind: str) -> None:
+    """Words of several tokens, in windows that overlap, make many spans of tokens."""
+    model = make_answering_model(tmp_path, kind, PAGES, seed=2)
+    words = ["catdogxyz,zyx!?", "sunnyq.w.e.r.t.y", "zzzzzz-11111"]
+    word_boxes = [(word, [10 * place, 0, 10 * place, 1000]) for place, word in enumerate(words)]
+    params = DocumentParams(np.array([box for _, box in word_boxes]), 30, 8, 15, 6)
+    (found,) = ran(load(tmp_path, PAGES), MediaRow(FILES[0], params, ("who am i", *words)))
+    assert isinstance(found, PageSpans)
+    expected = formulas.page_answers(
+        model, tmp_path, FILES[0], "who am i", word_boxes, max_seq_len=30, doc_stride=8, top_k=6
+    )
+    places = list(zip(found.starts.tolist(), found.ends.tolist(), strict=True))
+    assert places == [(answer["start"], answer["end"]) for answer in expected]
+    assert len(set(places)) == len(places) >= 4
+    assert found.scores.tolist() == pytest.approx([answer["score"] for answer in expected], abs=1e-6)
+
+
 def test_texts_that_do_not_fit_are_refused_and_the_next_page_is_read(tmp_path: Path) -> None:
     make_answering_model(tmp_path, "layoutlm", PAGES)
     loaded = load(tmp_path, PAGES)
@@ -264,7 +303,7 @@ def test_texts_that_do_not_fit_are_refused_and_the_next_page_is_read(tmp_path: P
         (long_question, "the question has 73 tokens with the special ones and leaves 0 of 30"),
         (wide_stride, "the question has 5 tokens with the special ones and leaves 25 of 30"),
         (many_windows, "more than 256 windows"),
-        (no_tokens, "the words have no token"),
+        (no_tokens, "the words of `parameters.word_boxes` have no token"),
     ):
         (found,) = ran(loaded, row)
         assert isinstance(found, RowFailure)

@@ -36,7 +36,7 @@ class Bounds:
         """Return the value, or `off` for None. `high` replaces the upper edge of the row. Raises RuleBroken.
 
         A number that is not whole must be finite in 32 bits, the width on the wire. A number too small for 32 bits
-        becomes 0.
+        becomes 0. An upper edge that is left out is compared with the number in 32 bits, because the shard does so too.
         """
         if value is None:
             return self.off
@@ -44,7 +44,7 @@ class Bounds:
             value = _finite32(name, value)
         high = self.high if high is None else high
         is_above = self.low < value if self.excludes_low else self.low <= value
-        is_below = value < high if self.excludes_high else value <= high
+        is_below = rounded32(value) < high if self.excludes_high else value <= high
         if not (is_above and is_below):
             note = f" ({self.note})" if self.note else ""
             raise _refuse(name, f"must be {self._words(high)}{note}", shown_number(value))

@@ -28,6 +28,7 @@ MAX_I32, MAX_U32, MAX_U64 = 2147483647, 4294967295, 18446744073709551615
 MIN_I64 = -9223372036854775808
 LARGEST_FLOAT = 3.4028234e38  # the largest float of 32 bits
 TINY = 1e-30  # more than 0 in 32 bits
+BELOW_ONE = 1.0 - 2**-24  # the largest float of 32 bits below 1
 
 # Values at the edges, from the published ranges: a list of values that are taken and a list of values refused.
 EDGES: dict[str, tuple[list[float], list[float]]] = {
@@ -38,7 +39,7 @@ EDGES: dict[str, tuple[list[float], list[float]]] = {
     "top_p": ([TINY, 1.0], [0.0, -TINY, math.nextafter(1.0, 2.0)]),
     "typical_p": ([TINY, 1.0], [0.0, -TINY, math.nextafter(1.0, 2.0)]),
     "top_k": ([1, MAX_I32], [0, -1, -2, MAX_I32 + 1, MAX_U32]),
-    "min_p": ([0.0, math.nextafter(1.0, 0.0)], [-TINY, 1.0]),
+    "min_p": ([0.0, BELOW_ONE], [-TINY, 1.0 - 2**-25, math.nextafter(1.0, 0.0), 1.0]),
     "dry_multiplier": ([0.0, TINY, 100.0], [-TINY, math.nextafter(100.0, 101.0), math.nan]),
     "dry_base": ([1.0, LARGEST_FLOAT], [math.nextafter(1.0, 0.0), 0.0, 3.5e38, math.inf]),
     "dry_allowed_length": ([1, MAX_U32], [0, -1, MAX_U32 + 1]),

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 BYTES_PER_S = 4.3e12  # memory of an H200, as measured by copies
 OPERATIONS_PER_S = 780e12  # dense products in bfloat16, as measured by large products
 ITEM_BYTES, SCORE_BYTES = 2, 4
+KEY_BYTES = 8  # of a candidate
 ADAPTER_RANK = 16
+CANDIDATES = 1024  # of a row that draws without a top-k
+PART_IDS = 4096  # of a program of `scan_parts`
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ def extra_costs(shape: Shape, step: Step) -> list[Cost]:
         )
 
     scores = step.sequences * shape.vocabulary
+    keys = step.sequences * -(-shape.vocabulary // PART_IDS) * CANDIDATES
     return [
         Cost(
             "`paged_attention` over fp8 keys and values",
@@ -136,6 +140,12 @@ def extra_costs(shape: Shape, step: Step) -> list[Cost]:
         low_rank("shrink", [inputs for inputs, _ in widths], written=0),
         low_rank("expand", [outputs for _, outputs in widths], written=1),
         Cost("`scan_parts` with penalties, bias and a mask", 1, scores * (2 * SCORE_BYTES + 1), scores * 8),
+        Cost(
+            "`scan_parts` with candidates, and their selection",
+            2,
+            scores * SCORE_BYTES + 2 * keys * KEY_BYTES,
+            scores * (4 + 2 * 32),  # a comparison and a sum for each bit of a score
+        ),
     ]
 
 

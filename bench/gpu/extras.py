@@ -15,7 +15,7 @@ from textmill_shard.model.score_changes import IdLists, RepetitionChange, ScoreC
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
 from bench.gpu.steps import BLOCK_SIZE, Sizes, batch_of, sizes_of, zero_pool
-from bench.gpu_paper import ADAPTER_RANK, BYTES_PER_S, SCORE_BYTES
+from bench.gpu_paper import ADAPTER_RANK, BYTES_PER_S, CANDIDATES, SCORE_BYTES
 
 KV_TYPE = "fp8_e4m3fn"
 LISTED_IDS = 1000  # of a repetition penalty
@@ -35,6 +35,7 @@ def time_extras(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
     yield Row(f"{name}, keys and values in {KV_TYPE}", _times(setting, runner, batch))
     runner.use_kv_type(runner.dtype, None)
     yield _first_pass(setting, sizes, num_rows)
+    yield _candidates(setting, sizes, num_rows)
 
 
 def _times(setting: Setting, runner: ModelRunner, batch: ForwardBatch) -> dict[str, float | str]:
@@ -83,4 +84,19 @@ def _first_pass(setting: Setting, sizes: Sizes, num_rows: int) -> Row:
     return Row(
         f"first pass of {num_rows} rows, a repetition penalty of {listed} ids and a temperature",
         {"ms": found_ms, "floor ms": floor_ms, "ratio": found_ms / floor_ms},
+    )
+
+
+def _candidates(setting: Setting, sizes: Sizes, num_rows: int) -> Row:
+    """Time the first pass of draws without a top-k, beside the selection from whole rows which the pass replaces."""
+    vocabulary = sizes.shape.vocabulary
+    wanted = min(CANDIDATES, vocabulary)
+    logits_NV = torch.randn(num_rows, vocabulary, device=setting.device)
+    return Row(
+        f"first pass of {num_rows} rows with {wanted} candidates",
+        {
+            "ms": setting.time_ms(lambda: setting.kernels.first_pass(logits_NV, ScoreChanges(), wanted)),
+            "ms without candidates": setting.time_ms(lambda: setting.kernels.first_pass(logits_NV, ScoreChanges())),
+            "ms of topk of whole rows": setting.time_ms(lambda: torch.topk(logits_NV, wanted, dim=-1)),
+        },
     )

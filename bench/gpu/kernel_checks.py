@@ -57,6 +57,7 @@ TOLERANCE = {"bf16": 2e-2, "fp16": 3e-3, "fp32": 1e-5}
 STORED = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
 NUM_KV_HEADS = 2
 NUM_SCANNED = 9  # rows of scores
+NUM_CANDIDATES = 1024  # of a row, as a draw without a top-k takes
 # (tokens before the step, tokens of the step)
 DECODES = ((0, 1), (15, 1), (64, 1), (1000, 1), (4999, 1))
 CHUNKS = ((0, 200), (130, 33), (1000, 64), (5, 2), (63, 1))
@@ -75,6 +76,7 @@ def check_kernels(setting: Setting) -> Iterator[Row]:
         if setting.is_dry and len(changes) == 1:
             continue
         kind = f"{variant.kernel}, {getattr(variant.case, 'stored', None)}, {changes}"
+        kind += f", {getattr(variant.case, 'has_candidates', False)}"
         if setting.is_dry and kind in done:
             continue
         done.add(kind)
@@ -125,7 +127,8 @@ def _scan_error(setting: Setting, case: ScanCase) -> float:
     logits_NV = _random(setting, torch.float32, NUM_SCANNED, case.vocab_size) * 4
     logits_NV[1, 5] = torch.nan
     changes = _changes(setting, case)
-    found, plain = setting.kernels.first_pass(logits_NV, changes), TorchRowScanner().first_pass(logits_NV, changes)
+    num_candidates = NUM_CANDIDATES if case.has_candidates else 0
+    found, plain = (one.first_pass(logits_NV, changes, num_candidates) for one in (setting.kernels, TorchRowScanner()))
     assert found.scan.log_mass_N is not None
     assert plain.scan.log_mass_N is not None
     finite = ~plain.scan.not_finite_N
@@ -133,6 +136,13 @@ def _scan_error(setting: Setting, case: ScanCase) -> float:
     is_same &= torch.equal(found.scan.not_finite_N, plain.scan.not_finite_N)
     is_possible = plain.scores_NV[finite] > -torch.inf
     is_same &= torch.equal(found.scores_NV[finite] > -torch.inf, is_possible)
+    is_same &= (found.candidates_NC is not None) == case.has_candidates
+    if found.candidates_NC is not None:
+        # The best of the scores that the kernel itself has changed: a rounding may exchange neighbours of plain torch.
+        best_NC = found.scores_NV[finite].gather(1, found.candidates_NC[finite])
+        is_same &= torch.equal(best_NC, found.scores_NV[finite].topk(num_candidates).values)
+        ordered_NC = found.candidates_NC[finite].sort().values
+        is_same &= bool((ordered_NC.diff() > 0).all())  # distinct ids
     if not is_same:
         return float("inf")
     # A GPU may round a product and a sum together.

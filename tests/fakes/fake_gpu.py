@@ -16,6 +16,8 @@ from textmill_shard.model.forward_batch import RowScan
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
+from textmill_shard.triton_kernels.part_candidates import best_of_parts
+from textmill_shard.triton_kernels.variants import SCAN_IDS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -353,7 +355,7 @@ class ShapeKernels:
         self._launch("gumbel", seed_words_S2, positions_S, ids_SC)
         return torch.empty(ids_SC.shape, dtype=torch.float64, device=ids_SC.device)
 
-    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:
         given = [
             change
             for change in (getattr(changes, field.name) for field in dataclasses.fields(changes))
@@ -370,7 +372,15 @@ class ShapeKernels:
             scan=RowScan(best_N=best_N, not_finite_N=not_finite_N, log_mass_N=logits_NV.new_empty(num_rows)),
             best_N=best_N,
             tempered_mass_N=None if changes.temperatures is None else logits_NV.new_empty(num_rows),
+            candidates_NC=_candidates_of(logits_NV, num_candidates) if 0 < num_candidates <= SCAN_IDS else None,
         )
+
+
+def _candidates_of(logits_NV: torch.Tensor, num_candidates: int) -> torch.Tensor:
+    """Return what the kernels make of the candidates of the parts of the rows, by the operations of the kernels."""
+    num_parts = -(-logits_NV.shape[1] // SCAN_IDS)
+    shape = (len(logits_NV), num_parts, num_candidates)
+    return best_of_parts(torch.empty(shape, dtype=torch.int64, device=logits_NV.device))
 
 
 def _tensors_of(change: Any) -> list[torch.Tensor]:

@@ -94,8 +94,8 @@ class PlainKernels:
     def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor:
         return noise.gumbel(seed_words_S2, positions_S, ids_SC)
 
-    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
-        return TorchRowScanner().first_pass(logits_NV, changes)
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:
+        return TorchRowScanner().first_pass(logits_NV, changes, num_candidates)
 
 
 def load_by(monkeypatch: pytest.MonkeyPatch, kernels: DeviceKernels) -> None:

@@ -67,7 +67,7 @@ KERNELS = {
     "rms_norm": ("norms rows, with a residual also adds", "`triton_kernels/plain_layers.py`"),
     "gate_up": ("activation of one half times the other half", "`triton_kernels/plain_layers.py`"),
     "scan_parts": (
-        "penalties, bias and mask of a part of a row of scores, its best id and its normalisers",
+        "penalties, bias and mask of a part of a row of scores, its best id, its normalisers and its candidates",
         "`sampling/row_scan.py`",
     ),
     "shrink": (

@@ -284,8 +284,10 @@ AROUND = 29
 # What penalties and a bias of all rows add to a step: the first pass reads them with the scores, and each sampled id is
 # taken into the lists of the repetition penalty and into those of the other two, with the counts.
 LISTS = 25
-# What draws with top-p add: the states and limits of the rows, the candidates and their noise, and the choice.
-DRAWS = 67
+# What draws with top-p add: the states and limits of the rows, the candidates and their noise, and the choice. The
+# candidates of the parts of a row come with the first pass, and three more launches select those of the row, take their
+# ids from the keys and read their scores.
+DRAWS = 69
 
 
 @pytest.mark.parametrize(
@@ -305,6 +307,7 @@ def test_launches_that_sampling_adds(
     plain = run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS)[-1]
     found = run_steps(gpu, runner, (sampling,) * NUM_SLOTS)[-1]
     assert found["scan_parts"] == found["merge_parts"] == 1
+    assert found["topk"] == int(sampling.do_sample)
     assert found["copy to the GPU"] == 1
     assert found.total() - plain.total() == more, found - plain
 

@@ -1,6 +1,6 @@
 """What the first pass over the scores of a step changes, as tensors by slot, for kernels that read each row once."""
 
-# N rows of scores, V vocabulary, S slots, E entries of the longest list
+# N rows of scores, V vocabulary, S slots, E entries of the longest list, C candidates of each row
 
 from dataclasses import dataclass
 
@@ -86,3 +86,6 @@ class FirstPass:
     best_N: Tensor  # int64: the first id with the highest changed score
     # float32: log of the sum of exp((score - highest score) / temperature); None where no row asks for it
     tempered_mass_N: Tensor | None
+    # int64: ids of the highest changed scores, the best first; None where the caller wants none, or more than the pass
+    # finds. Where the row holds a NaN, the ids mean nothing.
+    candidates_NC: Tensor | None = None

@@ -10,15 +10,20 @@ GROUP_IDS = 8  # groups of 4 and of 16 ids were measured to be slower
 WORTHWHILE_GROUPS = 2  # with fewer groups per candidate than this, a plain selection is faster
 
 
-def best_scores(scores_NV: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
+def best_scores(scores_NV: Tensor, num_candidates: int, known_NK: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the values and the ids, each [N, C], of the best scores of each row, the highest first.
 
     The values are those of `torch.topk`. Where equal scores lie at the cut, any of their ids may be returned.
+    `known_NK` (int64) are the ids of the K best scores of each row, the best first, where a first pass over the rows
+    has found them. The rows are not searched where K is large enough.
 
     A row's C best scores lie in the C groups whose best scores are highest. A group outside of these C groups is not
     needed, because each of the C groups has a score that is at least as high as the best score of that group. On a CPU,
     a selection over all ids takes most of the time, so the code selects groups first.
     """
+    if known_NK is not None and known_NK.shape[-1] >= num_candidates:
+        known_NC = known_NK[:, :num_candidates]
+        return scores_NV.gather(-1, known_NC), known_NC
     num_rows, vocab_size = scores_NV.shape
     num_groups = vocab_size // GROUP_IDS
     is_even = num_groups * GROUP_IDS == vocab_size

@@ -125,19 +125,34 @@ class Draw:
             return None
         return Temperatures(slots_N, self._temperatures_S1.squeeze(-1))
 
+    def num_candidates(self, rows: StageRows, vocab_size: int) -> int:
+        """Return the number of candidates that `choose` looks at.
+
+        The number is smaller where each row has a top-k, because such a row draws the same id from any number of
+        candidates that holds its top-k and their ties.
+        """
+        widest = int(self._widths_S[rows.on_host.slots_G].max()) + SPARE_CANDIDATES
+        return min(self._num_candidates, widest, vocab_size)
+
     def choose(
-        self, scores_SV: Tensor, rows: StageRows, mass_rows: StageRows | None, log_mass_S: Tensor | None = None
+        self,
+        scores_SV: Tensor,
+        rows: StageRows,
+        mass_rows: StageRows | None,
+        log_mass_S: Tensor | None = None,
+        known_SC: Tensor | None = None,
     ) -> DrawnIds:
         """Draw one id per row from the candidates. Waits for nothing on the device.
 
         `scores_SV` float32 may hold minus infinity for impossible ids. `mass_rows` are those of the rows whose
         requests want the total of the whole row (`wants_row_mass`), or None where there is no such row. `log_mass_S`
-        has these totals where a first pass has found them (`Temperatures`); other rows have any number.
+        has these totals where a first pass has found them (`Temperatures`); other rows have any number. `known_SC`
+        (int64) are best ids of each row, the best first, where a first pass has found some.
         """
         vocab_size = scores_SV.shape[-1]
-        num_candidates = min(self._width(rows), vocab_size)
+        num_candidates = self.num_candidates(rows, vocab_size)
         is_whole = num_candidates == vocab_size
-        best_SC, ids_SC = best_scores(scores_SV, num_candidates)
+        best_SC, ids_SC = best_scores(scores_SV, num_candidates, known_SC)
         highest_S1 = best_SC[:, :1]
         states = self._states(rows, mass_rows)
         limits = states.limits
@@ -177,14 +192,6 @@ class Draw:
         for places in _groups(open_rows.needs_tail_S):
             tokens_S[places] = _choose_beyond(scores_SV[places], ids_SC[places], rows.at(places))
         return tokens_S
-
-    def _width(self, rows: StageRows) -> int:
-        """Return the number of candidates to look at.
-
-        The number is smaller where each row has a top-k, because such a row draws the same id from any number of
-        candidates that holds its top-k and their ties.
-        """
-        return min(self._num_candidates, int(self._widths_S[rows.on_host.slots_G].max()) + SPARE_CANDIDATES)
 
     def _states(self, rows: StageRows, mass_rows: StageRows | None) -> RowStates:
         slots_S = rows.slots_G

@@ -67,10 +67,17 @@ class TopDraft:
         return self.values_NK, self.ids_NK, self.logprobs_NK
 
 
-def draft_top(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor) -> TopDraft:
-    """Find the best ids of each row. Waits for nothing on the device."""
-    num_best = min(max(counts) + SPARE_FOR_TIES, logits_NV.shape[-1])
-    values_NK, ids_NK = best_scores(logits_NV, num_best)
+def num_drafted(counts: Sequence[int], vocab_size: int) -> int:
+    """Return how many of the best ids of each row a draft holds."""
+    return min(max(counts) + SPARE_FOR_TIES, vocab_size)
+
+
+def draft_top(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor, known_NC: Tensor | None = None) -> TopDraft:
+    """Find the best ids of each row. Waits for nothing on the device.
+
+    `known_NC` (int64) are best ids of each row, the best first, where a first pass has found some.
+    """
+    values_NK, ids_NK = best_scores(logits_NV, num_drafted(counts, logits_NV.shape[-1]), known_NC)
     logprobs_NK = (values_NK - log_mass_N.unsqueeze(-1)).float()
     return TopDraft(values_NK, ids_NK, logprobs_NK, counts, logits_NV, log_mass_N)
 

@@ -1,6 +1,6 @@
 """Scanners of rows of scores: best id, whether all scores are finite, and the normaliser."""
 
-# N rows, V vocabulary
+# N rows, V vocabulary, C candidates
 
 from typing import Protocol
 
@@ -26,8 +26,11 @@ class RowScanner(Protocol):
         """Whether `first_pass` can be called. Otherwise the stages change the scores one by one."""
         ...
 
-    def first_pass(self, logits_NV: Tensor, changes: ScoreChanges) -> FirstPass:
-        """Change float32 rows and scan them, in one read of each row. The logits stay as they are."""
+    def first_pass(self, logits_NV: Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:
+        """Change float32 rows and scan them, in one read of each row. The logits stay as they are.
+
+        `num_candidates` (at most V) is the wanted number of best ids of each row.
+        """
         ...
 
     def gumbel(self, seed_words_S2: Tensor, positions_S: Tensor, ids_SC: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ class TorchRowScanner:
             log_mass_N=scores_NV.logsumexp(-1) if wants_mass else None,
         )
 
-    def first_pass(self, logits_NV: Tensor, changes: ScoreChanges) -> FirstPass:
+    def first_pass(self, logits_NV: Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:
         scan = self.scan(logits_NV, wants_mass=True)
         scores_NV = logits_NV.clone() if changes.changes_scores else logits_NV
         seen, counts, bias, mask = changes.repetition, changes.counts, changes.bias, changes.mask
@@ -77,7 +80,8 @@ class TorchRowScanner:
             slots_N, temperatures_S = changes.temperatures.slots_N, changes.temperatures.temperatures_S
             temperatures_N1 = torch.where(slots_N < 0, 1.0, temperatures_S[slots_N.clamp(min=0)]).unsqueeze(-1)
             tempered_mass_N = ((scores_NV - scores_NV.amax(-1, keepdim=True)) / temperatures_N1).logsumexp(-1)
-        return FirstPass(scores_NV, scan, scores_NV.argmax(-1), tempered_mass_N)
+        candidates_NC = torch.topk(scores_NV, num_candidates, dim=-1).indices if num_candidates else None
+        return FirstPass(scores_NV, scan, scores_NV.argmax(-1), tempered_mass_N, candidates_NC)
 
     def gumbel(self, seed_words_S2: Tensor, positions_S: Tensor, ids_SC: Tensor) -> Tensor:
         return noise.gumbel(seed_words_S2, positions_S, ids_SC)
@@ -98,8 +102,8 @@ class DeviceRowScanner:
     def scan(self, scores_NV: Tensor, *, wants_mass: bool) -> RowScan:
         return self._kernels.first_pass(scores_NV, ScoreChanges()).scan
 
-    def first_pass(self, logits_NV: Tensor, changes: ScoreChanges) -> FirstPass:
-        return self._kernels.first_pass(logits_NV, changes)
+    def first_pass(self, logits_NV: Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:
+        return self._kernels.first_pass(logits_NV, changes, num_candidates)
 
     def gumbel(self, seed_words_S2: Tensor, positions_S: Tensor, ids_SC: Tensor) -> Tensor:
         return self._kernels.gumbel(seed_words_S2, positions_S, ids_SC)
@@ -120,7 +124,7 @@ class NativeRowScanner:
         best_N, not_finite_N, log_mass_N = self._kernels.scan_rows(scores_NV, wants_mass=wants_mass)
         return RowScan(best_N=best_N, not_finite_N=not_finite_N, log_mass_N=log_mass_N)
 
-    def first_pass(self, logits_NV: Tensor, changes: ScoreChanges) -> FirstPass:
+    def first_pass(self, logits_NV: Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:
         raise NotImplementedError("on a CPU the stages change the few scores of their lists in place")
 
     def gumbel(self, seed_words_S2: Tensor, positions_S: Tensor, ids_SC: Tensor) -> Tensor:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from textmill_shard.model.forward_batch import RowScan
-from textmill_shard.model.score_changes import ScoreChanges, Temperatures
+from textmill_shard.model.score_changes import FirstPass, ScoreChanges, Temperatures
 from textmill_shard.sampling.allowed_ids import AllowedIds
 from textmill_shard.sampling.bad_sequences import BadSequences
 from textmill_shard.sampling.bias import Bias
 from textmill_shard.sampling.count_penalties import CountPenalties
 from textmill_shard.sampling.draw import Draw, DrawnIds
 from textmill_shard.sampling.grammar_mask import GrammarMask
-from textmill_shard.sampling.logprobs import TopDraft, TopTokens, chosen_logprobs, draft_top, finish_top
+from textmill_shard.sampling.logprobs import TopDraft, TopTokens, chosen_logprobs, draft_top, finish_top, num_drafted
 from textmill_shard.sampling.repeated_ngrams import RepeatedNgrams
 from textmill_shard.sampling.repetition_penalty import RepetitionPenalty
 from textmill_shard.sampling.row_scan import RowScanner, TorchRowScanner
@@ -175,10 +175,12 @@ class Sampler:
         wants_mass = top_rows is not None or logprob_rows is not None
         changes = self._changes(rows, len(logits_NV)) if scan is None and self._scanner.changes_rows else None
         best_N: Tensor | None
+        best_ids_NC: Tensor | None = None  # of the logits
         if changes is not None:
-            first = self._scanner.first_pass(logits_NV, changes)
+            first = self._scanner.first_pass(logits_NV, changes, self._num_candidates(rows, logits_NV, changes))
             scan, scores_NV, best_N = first.scan, first.scores_NV, first.best_N
-            drawn = self._draw_rows(scores_NV, rows, first.tempered_mass_N)
+            drawn = self._draw_rows(scores_NV, rows, first)
+            best_ids_NC = None if changes.changes_scores else first.candidates_NC
         else:
             if scan is None:
                 scan = self._scanner.scan(logits_NV, wants_mass=wants_mass)
@@ -199,7 +201,7 @@ class Sampler:
             if not draw_rows.on_host.is_all:
                 open_N = torch.zeros_like(scan.not_finite_N).index_copy_(0, draw_rows.rows_G, is_open_S)
         sampled = self._rate(logits_NV, scores_NV, tokens_N, rows, scan)
-        top = None if top_rows is None else self._draft_top(logits_NV, scan, top_rows)
+        top = None if top_rows is None else self._draft_top(logits_NV, scan, top_rows, best_ids_NC)
         return Draft(sampled, top, open_N, drawn, logits_NV, scores_NV, rows, scan)
 
     def settle(self, draft: Draft) -> SampledRows:
@@ -274,6 +276,23 @@ class Sampler:
     def _temperatures(self, mass_rows: StageRows | None, slots_N: Tensor | None) -> Temperatures | None:
         return None if mass_rows is None or slots_N is None else self._draw.temperatures(mass_rows, slots_N)
 
+    def _num_candidates(self, rows: StepRows, logits_NV: Tensor, changes: ScoreChanges) -> int:
+        """Return how many best ids of each row draws and alternatives need of a first pass, 0 for none.
+
+        Alternatives are best ids of the model's own scores, which a pass that changes scores does not look for.
+        """
+        vocab_size = logits_NV.shape[-1]
+        draw_rows, top_rows = rows[self._draw_place], rows[self._top_place]
+        num_drawn = 0 if draw_rows is None else self._draw.num_candidates(draw_rows, vocab_size)
+        if top_rows is None or changes.changes_scores:
+            return num_drawn
+        return max(num_drawn, num_drafted(self._top_counts(top_rows), vocab_size))
+
+    def _top_counts(self, top_rows: StageRows) -> list[int]:
+        """Return the number of alternatives that each of the rows asks for."""
+        counts: list[int] = self._top_n_S[top_rows.on_host.slots_G].tolist()
+        return counts
+
     def _apply_stages(self, logits_NV: Tensor, rows: StepRows) -> Tensor:
         """Return scores [N, V] float32: `logits_NV` itself when no row asks for a stage, else a changed copy."""
         scores_NV = logits_NV
@@ -285,15 +304,17 @@ class Sampler:
                 stage.apply(scores_NV, stage_rows)
         return scores_NV
 
-    def _draw_rows(self, scores_NV: Tensor, rows: StepRows, tempered_mass_N: Tensor | None = None) -> DrawnIds | None:
-        """Draw the ids of the rows whose requests draw. None: no row draws."""
+    def _draw_rows(self, scores_NV: Tensor, rows: StepRows, first: FirstPass | None = None) -> DrawnIds | None:
+        """Draw the ids of the rows whose requests draw, by what a first pass has found. None: no row draws."""
         draw_rows, mass_rows = rows[self._draw_place], rows[self._row_mass_place]
         if draw_rows is None:
             return None
+        log_mass_S, known_SC = (None, None) if first is None else (first.tempered_mass_N, first.candidates_NC)
         if draw_rows.on_host.is_all:
-            return self._draw.choose(scores_NV, draw_rows, mass_rows, tempered_mass_N)
-        log_mass_S = None if tempered_mass_N is None else tempered_mass_N[draw_rows.rows_G]
-        return self._draw.choose(scores_NV[draw_rows.rows_G], draw_rows, mass_rows, log_mass_S)
+            return self._draw.choose(scores_NV, draw_rows, mass_rows, log_mass_S, known_SC)
+        log_mass_S = None if log_mass_S is None else log_mass_S[draw_rows.rows_G]
+        known_SC = None if known_SC is None else known_SC[draw_rows.rows_G]
+        return self._draw.choose(scores_NV[draw_rows.rows_G], draw_rows, mass_rows, log_mass_S, known_SC)
 
     def _best(self, scores_NV: Tensor, rows: StepRows, scan: RowScan | None) -> Tensor | None:
         """Return the best id of each row, [N] int64; None where all rows draw.
@@ -330,12 +351,14 @@ class Sampler:
         found = dict(zip(top_rows.on_host.rows_G.tolist(), tops, strict=True))
         return tuple(found.get(row) for row in range(len(draft.logits_NV)))
 
-    def _draft_top(self, logits_NV: Tensor, scan: RowScan, top_rows: StageRows) -> TopDraft:
-        counts, log_mass_N = self._top_n_S[top_rows.on_host.slots_G].tolist(), scan.log_mass_N
+    def _draft_top(self, logits_NV: Tensor, scan: RowScan, top_rows: StageRows, best_ids_NC: Tensor | None) -> TopDraft:
+        counts, log_mass_N = self._top_counts(top_rows), scan.log_mass_N
         assert log_mass_N is not None
         if top_rows.on_host.is_all:
-            return draft_top(logits_NV, counts, log_mass_N)
-        return draft_top(logits_NV[top_rows.rows_G], counts, log_mass_N[top_rows.rows_G])
+            return draft_top(logits_NV, counts, log_mass_N, best_ids_NC)
+        rows_G = top_rows.rows_G
+        known_GC = None if best_ids_NC is None else best_ids_NC[rows_G]
+        return draft_top(logits_NV[rows_G], counts, log_mass_N[rows_G], known_GC)
 
 
 def _stage_of(stages: Sequence[Stage], kind: type[_AStage]) -> _AStage:

@@ -118,6 +118,9 @@ class DeviceKernels(Protocol):
         """Return the noise of `sampling/noise.py`, `[S, C]` float64."""
         ...
 
-    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
-        """Read rows of float32 logits once, and return what the sampler needs of them. The logits stay as they are."""
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:
+        """Read rows of float32 logits once, and return what the sampler needs of them. The logits stay as they are.
+
+        `num_candidates` (at most V) is the wanted number of best ids of each row.
+        """
         ...

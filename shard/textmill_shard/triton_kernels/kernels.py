@@ -20,6 +20,7 @@ from textmill_shard.triton_kernels.device.noise import gumbel
 from textmill_shard.triton_kernels.device.norm import rms_norm
 from textmill_shard.triton_kernels.device.row_scan import merge_parts, scan_parts
 from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
+from textmill_shard.triton_kernels.part_candidates import best_of_parts
 from textmill_shard.triton_kernels.tiles import low_rank_tile, num_splits, power_of_two
 from textmill_shard.triton_kernels.variants import (
     COMPILE_OPTIONS,
@@ -295,7 +296,7 @@ class TritonKernels:
         )
         return noise_SC
 
-    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:
         logits_NV = _dense_rows(logits_NV)
         num_rows, vocab_size = logits_NV.shape
         device = logits_NV.device
@@ -306,6 +307,9 @@ class TritonKernels:
         numbers = torch.empty(5, num_rows, num_parts, dtype=torch.float32, device=device)
         best_scores, tempered_sums, *of_logits = numbers.unbind()
         best_ids = torch.empty(num_rows, num_parts, dtype=torch.int32, device=device)
+        keys_NPC = None
+        if 0 < num_candidates <= SCAN_IDS:
+            keys_NPC = torch.empty(num_rows, num_parts, num_candidates, dtype=torch.int64, device=device)
         seen, counts, bias, mask = changes.repetition, changes.counts, changes.bias, changes.mask
         heat = changes.temperatures
         heat_tensors = (None, None) if heat is None else (heat.slots_N, heat.temperatures_S)
@@ -318,6 +322,7 @@ class TritonKernels:
             best_ids,
             None if heat is None else tempered_sums,
             *of_logits,
+            keys_NPC,
             *(
                 (None,) * 4
                 if seen is None
@@ -345,12 +350,14 @@ class TritonKernels:
             0 if counts is None else counts.counts_SE.stride(0),
             0 if bias is None else bias.lists.ids_SE.stride(0),
             0 if bias is None else bias.amounts_SE.stride(0),
+            num_candidates,
             constants=scan_constants(
                 has_seen=seen is not None,
                 has_counts=counts is not None,
                 has_bias=bias is not None,
                 has_mask=mask is not None,
                 has_temperature=heat is not None,
+                has_candidates=keys_NPC is not None,
             ),
             num_warps=4,
         )
@@ -378,6 +385,7 @@ class TritonKernels:
             scan=RowScan(best_N=best_N, not_finite_N=not_finite_N, log_mass_N=log_mass_N),
             best_N=best_N,
             tempered_mass_N=None if heat is None else tempered_mass_N,
+            candidates_NC=None if keys_NPC is None else best_of_parts(keys_NPC),
         )
 
 

@@ -111,6 +111,7 @@ class ScanCase:
 
     vocab_size: int
     changes: tuple[Change, ...] = ()
+    has_candidates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,7 @@ def gate_constants(*, width: int, activation: Activation) -> dict[str, Any]:
 
 
 def scan_constants(
-    *, has_seen: bool, has_counts: bool, has_bias: bool, has_mask: bool, has_temperature: bool
+    *, has_seen: bool, has_counts: bool, has_bias: bool, has_mask: bool, has_temperature: bool, has_candidates: bool
 ) -> dict[str, Any]:
     """Return the constants of `scan_parts`."""
     return {
@@ -243,6 +244,7 @@ def scan_constants(
         "HAS_BIAS": has_bias,
         "HAS_MASK": has_mask,
         "HAS_TEMPERATURE": has_temperature,
+        "HAS_CANDIDATES": has_candidates,
     }
 
 
@@ -434,18 +436,19 @@ def _scans(case: ScanCase, *, is_sample: bool = False) -> tuple[Variant, ...]:
 
     parts = Variant(
         kernel="scan_parts",
-        name=f"{case.vocab_size} ids{options}",
+        name=f"{case.vocab_size} ids{options}{', candidates' if case.has_candidates else ''}",
         case=case,
         types=(
             "*fp32",
             "*fp32" if set(case.changes) - {"temperature"} else None,
             *("*fp32", "*i32", *given("temperature", "*fp32"), "*fp32", "*fp32", "*fp32"),
+            "*i64" if case.has_candidates else None,
             *given("repetition", "*i64", "*i64", "*i64", "*fp32"),
             *given("counts", "*i64", "*i64", "*i64", "*fp32", "*fp32", "*fp32"),
             *given("bias", "*i64", "*i64", "*i64", "*fp32"),
             *given("mask", "*i64", "*i1"),
             *given("temperature", "*i64", "*fp32"),
-            *("i32", "i32", "i32", "i32", "i32", "i32", "i32"),
+            *("i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"),
         ),
         constants=scan_constants(
             has_seen="repetition" in case.changes,
@@ -453,11 +456,12 @@ def _scans(case: ScanCase, *, is_sample: bool = False) -> tuple[Variant, ...]:
             has_bias="bias" in case.changes,
             has_mask="mask" in case.changes,
             has_temperature=has_temperature,
+            has_candidates=case.has_candidates,
         ),
         num_warps=4,
         is_sample=is_sample and bool(case.changes),
     )
-    if case.changes not in ((), ("temperature",)):
+    if case.has_candidates or case.changes not in ((), ("temperature",)):
         return (parts,)  # the parts are put together in the same way
     merge = Variant(
         kernel="merge_parts",
@@ -489,7 +493,12 @@ def _noise(case: NoiseCase) -> Variant:
 
 def _scan_rows() -> Sequence[Variant]:
     cases = [ScanCase(128_256), *(ScanCase(128_256, (change,)) for change in CHANGES), ScanCase(128_256, CHANGES)]
-    rows = [row for case in cases for row in _scans(case, is_sample=case.changes in ((), CHANGES))]
+    rows = [row for case in cases for row in _scans(case, is_sample=not case.changes)]
+    rows += [
+        row
+        for changes in ((), ("temperature",), CHANGES)
+        for row in _scans(ScanCase(128_256, changes, has_candidates=True), is_sample=changes == CHANGES)
+    ]
     return [row for kernel in ("scan_parts", "merge_parts") for row in rows if row.kernel == kernel]
 
 

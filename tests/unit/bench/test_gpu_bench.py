@@ -95,6 +95,10 @@ def test_paper_figures_of_attention_and_of_a_product_by_hand() -> None:
     assert attention.operations == 32 * 64 * 1024 * 32 * 128 * 2 * 2  # a product and a sum, for keys and for values
     assert attention.expected_us == pytest.approx(1e6 * attention.num_bytes / 4.3e12)
     extra = {cost.kernel: cost for cost in extra_costs(Shape(), STEPS[1])}
+    # 32 parts of a row of 128,256 scores, each with 1,024 numbers of 8 bytes, which are written and read.
+    assert extra["`scan_parts` with candidates, and their selection"].num_bytes == 64 * (
+        128_256 * 4 + 32 * 1024 * 8 * 2
+    )
     halved = extra["`paged_attention` over fp8 keys and values"]
     assert attention.num_bytes - halved.num_bytes == 32 * 64 * 1024 * 8 * 128 * 2
     # Each row reads A and B of its adapter: of q, k, v, out, gate, up and down, with the ranks 16.

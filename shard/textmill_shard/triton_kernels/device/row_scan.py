@@ -1,12 +1,17 @@
-"""The first pass over rows of scores: what requests change, the best id, and the normalisers, in one read of the row.
+"""The first pass over rows of scores: what requests change, best id, normalisers, candidates, in one read of the row.
 
 A row of a large vocabulary is cut into parts, so that few rows keep all multiprocessors busy. `scan_parts` reads the
 logits of a part once. Where requests change scores, `scan_parts` writes the part, changes the few scores that the lists
 of the request name, and looks at the part again, which then lies in the nearest cache. `merge_parts` puts the parts of
 a row together.
+
+The C best scores of a row lie among the C best of its parts, so `scan_parts` writes the C best of each part, and a
+selection among these few finds those of the row. A candidate is one number of 64 bits, a key, which is smaller where
+the score is higher, and between equal scores where the id is smaller: the score stands in the upper half, and the id in
+the lower half.
 """
 
-# N rows, V vocabulary, P parts of a row, S slots, E entries of the longest list
+# N rows, V vocabulary, P parts of a row, S slots, E entries of the longest list, C candidates
 
 import triton
 import triton.language as tl
@@ -25,7 +30,41 @@ def best_of(scores_V, ids, is_id, last_id):
     return best, tl.min(tl.where((scores_V == best) & is_id, ids, last_id), axis=0)
 
 
-@triton.jit(do_not_specialize=["vocab_size", "ids_stride", "count_ids_stride", "counts_stride", "bias_ids_stride"])
+@triton.jit
+def write_candidates(keys, scores_V, ids, is_id, num_candidates):
+    """Write the keys of the best scores of a part, in the order of their ids.
+
+    Places behind the last id have the lowest number and the highest ids, so that their keys stand behind all others.
+    """
+    bits_V = scores_V.to(tl.int32, bitcast=True)
+    # Numbers in the order of the scores: the bits of a negative score fall where the score rises.
+    numbers_V = tl.where(is_id, bits_V ^ ((bits_V >> 31) & 0x7FFFFFFF), -2147483648)
+    # The smallest number of a candidate, bit by bit from the highest: the largest that as many numbers reach.
+    lowest = tl.full((1,), -2147483648, tl.int32)
+    bit = tl.full((1,), 1, tl.int32)
+    for place in range(32):
+        trial = lowest ^ (bit << (31 - place))
+        num_reaching = tl.sum((numbers_V >= trial).to(tl.int32), axis=0)
+        lowest = tl.where(num_reaching >= num_candidates, trial, lowest)
+    is_above = numbers_V > lowest
+    is_lowest = numbers_V == lowest
+    num_lowest = num_candidates - tl.sum(is_above.to(tl.int32), axis=0)
+    is_chosen = is_above | (is_lowest & (tl.cumsum(is_lowest.to(tl.int32), axis=0) <= num_lowest))
+    places_V = tl.cumsum(is_chosen.to(tl.int32), axis=0) - 1
+    keys_V = ((~numbers_V).to(tl.int64) << 32) | ids.to(tl.int64)
+    tl.store(keys + places_V, keys_V, mask=is_chosen)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "vocab_size",
+        "ids_stride",
+        "count_ids_stride",
+        "counts_stride",
+        "bias_ids_stride",
+        "num_candidates",
+    ]
+)
 def scan_parts(
     logits,  # [N, V] float32, with any stride of rows
     scores,  # [N, V] float32, contiguous: the changed logits; None without changes
@@ -35,6 +74,7 @@ def scan_parts(
     highest_logits,  # [N, P] float32: NaN where the part holds a NaN
     lowest_logits,  # [N, P] float32
     sums,  # [N, P] float32: sum of the exponentials of the logits minus the highest
+    candidates,  # [N, P, C] int64: keys of the best changed logits; None without candidates
     seen_slots,  # [N] int64, -1 for rows without a repetition penalty; None without such rows, like the next three
     seen_ids,  # [S, E] int64, distinct
     num_seen,  # [S] int64
@@ -60,6 +100,7 @@ def scan_parts(
     counts_stride,
     bias_ids_stride,
     amounts_stride,
+    num_candidates,  # of a row, at most IDS and at most V
     IDS: tl.constexpr,  # ids of a part, a power of two
     ENTRIES: tl.constexpr,  # entries of a list that are read at a time
     HAS_SEEN: tl.constexpr,
@@ -67,6 +108,7 @@ def scan_parts(
     HAS_BIAS: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_TEMPERATURE: tl.constexpr,
+    HAS_CANDIDATES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -142,6 +184,8 @@ def scan_parts(
         temperature = tl.where(asks, tl.load(temperatures + slot), 1.0)
         weights_V = tl.exp((scores_V - base) / temperature)
         tl.store(tempered_sums + at, tl.sum(tl.where(is_id, weights_V, 0.0), axis=0))
+    if HAS_CANDIDATES:
+        write_candidates(candidates + at * num_candidates, scores_V, ids, is_id, num_candidates)
 
 
 @triton.jit(do_not_specialize=["num_parts"])

@@ -23,6 +23,16 @@ def test_best_scores_that_share_a_group_are_all_found():
     assert best_scores(scores, GROUP_IDS)[1].tolist() == [wanted[::-1]]
 
 
+def test_known_candidates_are_taken_where_they_suffice():
+    scores = torch.randn(3, 2048, generator=torch.Generator().manual_seed(1))
+    known = scores.flip(1).topk(20, dim=-1).indices  # ids of other scores, which a search would not find
+    values, ids = best_scores(scores, 20, known)
+    assert torch.equal(ids, known)
+    assert torch.equal(values, scores.gather(1, known))
+    assert torch.equal(best_scores(scores, 7, known)[1], known[:, :7])
+    assert torch.equal(best_scores(scores, 21, known)[1], scores.topk(21, dim=-1).indices)
+
+
 def test_equal_scores_give_distinct_ids():
     scores = torch.zeros(2, 512)
     scores[1, 100:140] = 1.0

@@ -82,9 +82,9 @@ class PassingScanner(TorchRowScanner):
     def __init__(self) -> None:
         self.num_passes = 0
 
-    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges) -> FirstPass:
+    def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:
         self.num_passes += 1
-        return super().first_pass(logits_NV, changes)
+        return super().first_pass(logits_NV, changes, num_candidates)
 
 
 MASK_V = np.arange(2000) % 3 == 1
@@ -107,7 +107,13 @@ BY_STAGES = (
 )
 
 
-@pytest.mark.parametrize("chosen", [IN_ONE_PASS, IN_ONE_PASS[1:4], IN_ONE_PASS[5:7], IN_ONE_PASS[6:7], BY_STAGES])
+UNCHANGED = (Seat(SamplingParams(top_n_tokens=30)), Seat(SamplingParams(do_sample=True, top_k=3, seed=4)))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [IN_ONE_PASS, IN_ONE_PASS[1:4], IN_ONE_PASS[5:7], IN_ONE_PASS[6:7], UNCHANGED, UNCHANGED[:1], BY_STAGES],
+)
 @pytest.mark.parametrize("num_candidates", [16, 1024])
 def test_one_pass_samples_what_the_stages_sample(chosen: tuple[Seat, ...], num_candidates: int) -> None:
     """The rows go on for some steps, in which the lists of the requests grow."""

@@ -3,6 +3,8 @@
 The numbers are fp32, because the interpreter is exact for no others, and the widths are those of the rows.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from textmill_shard.model.score_changes import (
@@ -15,7 +17,8 @@ from textmill_shard.model.score_changes import (
     Temperatures,
 )
 from textmill_shard.sampling import noise
-from textmill_shard.sampling.row_scan import TorchRowScanner
+from textmill_shard.sampling.row_scan import DeviceRowScanner, TorchRowScanner
+from textmill_shard.slots.sampling_params import SamplingParams
 from textmill_shard.triton_kernels.plain_layers import add_rms_norm_plainly, gate_up_plainly, rms_norm_plainly
 from textmill_shard.triton_kernels.variants import (
     CHANGES,
@@ -33,6 +36,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.fakes.kernel_cases import interpreted_kernels
+from tests.fakes.sampling_hand import Seat, sample
 
 # A GPU computes with infinities without a word; numpy, by which the interpreter computes, warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -171,8 +175,9 @@ def test_each_first_pass_of_the_table_agrees_with_plain_torch(variant: Variant) 
     logits_NV[0, 17] = -torch.inf
     before_NV = logits_NV.clone()
     changes = changes_of(case.changes)
+    num_candidates = 30 if case.has_candidates else 0
     found, expected = (
-        pass_over(logits_NV, changes) for pass_over in (interpreted_kernels().first_pass, TorchRowScanner().first_pass)
+        one.first_pass(logits_NV, changes, num_candidates) for one in (interpreted_kernels(), TorchRowScanner())
     )
     assert torch.equal(logits_NV, before_NV)
     torch.testing.assert_close(found.scores_NV, expected.scores_NV, rtol=0, atol=0)
@@ -186,11 +191,94 @@ def test_each_first_pass_of_the_table_agrees_with_plain_torch(variant: Variant) 
         torch.testing.assert_close(found.tempered_mass_N, expected.tempered_mass_N, rtol=1e-5, atol=1e-5)
     if changes.changes_scores:
         assert not torch.equal(found.scores_NV, logits_NV)
+    assert (found.candidates_NC is None) == (expected.candidates_NC is None) == (not case.has_candidates)
+    if found.candidates_NC is not None:
+        assert found.candidates_NC.tolist() == first_best(expected.scores_NV, num_candidates).tolist()
+        best_NC = expected.scores_NV.topk(num_candidates).values
+        assert torch.equal(expected.scores_NV.gather(1, found.candidates_NC), best_NC)
+
+
+def first_best(scores_NV: torch.Tensor, num_candidates: int) -> torch.Tensor:
+    """Return the ids of the best scores of each row, the best first, and of equal scores the first ids first."""
+    return scores_NV.sort(dim=-1, descending=True, stable=True).indices[:, :num_candidates]
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "num_candidates"),
+    [(7, 7), (300, 24), (SCAN_IDS, 1), (SCAN_IDS + 3, 24), (SCAN_IDS + 3, 1024), (2 * SCAN_IDS + 9, SCAN_IDS)],
+)
+def test_candidates_are_the_best_scores_and_the_first_of_equal_ones(vocab_size: int, num_candidates: int) -> None:
+    scores_NV = random(8, vocab_size) * 4
+    scores_NV[1, 3:] = -torch.inf  # fewer possible ids than candidates
+    scores_NV[2] = -torch.inf
+    scores_NV[2, vocab_size - 1] = -3e38
+    scores_NV[3] = -torch.inf
+    scores_NV[4] = 0.25
+    scores_NV[5] = scores_NV[5].round() + 0.0  # equal scores at the cut, and zeros of one sign
+    scores_NV[6, 1::2] = torch.nan
+    scores_NV[7] = scores_NV[7].sort().values  # all of the best in the last part
+    wide = torch.cat([scores_NV, torch.full((8, 3), 1e6)], dim=1)
+    found_NC = interpreted_kernels().first_pass(wide[:, :vocab_size], ScoreChanges(), num_candidates).candidates_NC
+    assert found_NC is not None
+    assert (found_NC.shape, found_NC.dtype) == ((8, num_candidates), torch.int64)
+    assert found_NC.min() >= 0
+    assert found_NC.max() < vocab_size
+    named = [0, 1, 2, 3, 4, 5, 7]  # the rows without a NaN
+    assert torch.equal(
+        scores_NV.gather(1, found_NC)[named], torch.topk(scores_NV, num_candidates, dim=-1).values[named]
+    )
+    assert found_NC[named].tolist() == first_best(scores_NV, num_candidates)[named].tolist()
+    assert all(len(set(row)) == num_candidates for row in found_NC.tolist())
+
+
+def test_a_pass_finds_no_more_candidates_than_a_part_has_ids() -> None:
+    """The caller then searches the whole rows (`sampling/candidates.py`)."""
+    logits_NV = random(1, SCAN_IDS + 40)
+    assert interpreted_kernels().first_pass(logits_NV, ScoreChanges(), SCAN_IDS + 1).candidates_NC is None
+    assert interpreted_kernels().first_pass(logits_NV, ScoreChanges()).candidates_NC is None
+
+
+DRAWING = (
+    Seat(SamplingParams(do_sample=True, temperature=0.8, top_k=20, seed=3)),
+    Seat(SamplingParams(do_sample=True, temperature=1.4, top_p=0.9, seed=4)),
+    Seat(SamplingParams(do_sample=True, temperature=3.0, seed=5)),  # the tail wins now and then
+)
+MORE = (
+    Seat(SamplingParams(top_n_tokens=4)),
+    Seat(SamplingParams(do_sample=True, top_k=2, seed=6, repetition_penalty=1.3, top_n_tokens=2), [4, 5]),
+)
+
+
+@pytest.mark.parametrize("seats", [DRAWING[:1], DRAWING, (*DRAWING, MORE[0]), MORE[:1], (*DRAWING, *MORE)])
+def test_draws_search_no_whole_row_for_their_candidates(
+    seats: tuple[Seat, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits_NV = random(len(seats), SCAN_VOCAB, seed=8) * 3
+    expected = sample(logits_NV, seats)
+    searched: list[int] = []
+    topk = torch.topk
+
+    def counted(input: torch.Tensor, k: int, **options: Any) -> Any:
+        searched.append(input.shape[-1] // k)
+        return topk(input, k, **options)
+
+    monkeypatch.setattr(torch, "topk", counted)
+    found = sample(logits_NV, seats, scanner=DeviceRowScanner(interpreted_kernels()))
+    assert found.tokens_N.tolist() == expected.tokens_N.tolist()
+    for one, other in zip(found.top, expected.top, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or other is None or one.ids.tolist() == other.ids.tolist()
+    # Each search is one among the candidates of the two parts, besides that for the alternatives to changed scores.
+    wants_model_scores = seats[-1] is MORE[1]
+    assert len(searched) == 1 + wants_model_scores
+    assert searched[0] == 2
 
 
 def test_the_table_has_each_change_alone_and_all_together() -> None:
     found = {variant.case.changes for variant in SCANS if isinstance(variant.case, ScanCase)}
     assert found == {(), *((change,) for change in CHANGES), CHANGES}
+    with_candidates = {variant.case.changes for variant in SCANS if getattr(variant.case, "has_candidates", False)}
+    assert with_candidates == {(), ("temperature",), CHANGES}
 
 
 @pytest.mark.parametrize("num_ids", [1, 255, 1024])

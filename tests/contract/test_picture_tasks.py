@@ -73,6 +73,7 @@ ASKED = {"candidate_labels": ["cat", "a dog"]}
         (FILE, "/?candidate_labels=cat,a%20dog", None),
         (FILE, "/?candidate_labels=cat&candidate_labels=a%20dog", None),
         ({"inputs": [coded(FILE)], "parameters": ASKED}, f"/pipeline/{MATCH}", 1),
+        ({"inputs": [{"image": coded(FILE)}, coded(FILE)], "parameters": ASKED}, "/", 2),
         ({"inputs": [coded(FILE)] * 9, "parameters": ASKED}, "/models/a/b", 9),
     ],
 )
@@ -105,6 +106,7 @@ def test_the_template_is_replaced_as_text_and_sent_with_each_image(
         ({"candidate_labels": ["x"] * 257}, "to 256 labels, found 257"),
         ({"candidate_labels": ["cat", " "]}, "`parameters.candidate_labels[1]` must not be empty"),
         ({"candidate_labels": ["cat", "cat"]}, "`parameters.candidate_labels[1]` stands there twice"),
+        ({"candidate_labels": ["cat", " cat "]}, "`parameters.candidate_labels[1]` stands there twice"),
         ({"candidate_labels": ["cat", "x" * 2001]}, "`parameters.candidate_labels[1]` has 2001 characters"),
         ({"candidate_labels": ["cat", 3]}, "`parameters.candidate_labels[1]`"),
         ({"candidate_labels": 7}, "`parameters.candidate_labels`"),
@@ -212,3 +214,11 @@ def test_info_document_and_headers(clients: dict[str, httpx.Client]) -> None:
         assert list(content) == ["application/octet-stream", "application/json"]
         assert posted(clients[task], content["application/json"]["example"])
     assert refused(clients[DEPTH], {"inputs": coded(FILE), "parameters": ASKED}, f"/pipeline/{MATCH}")[0] == "task"
+
+
+def test_a_bad_image_of_a_list_of_objects_is_named_by_its_path(clients: dict[str, httpx.Client]) -> None:
+    for task in (MATCH, DETECT, DEPTH):
+        parameters = None if task == DEPTH else ASKED
+        images = [{"image": coded(FILE)}, {"image": "###"}]
+        found = refused(clients[task], {"inputs": images, "parameters": parameters})
+        assert "`inputs[1].image` must be a file in base64" in found[1]

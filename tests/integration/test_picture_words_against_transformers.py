@@ -146,7 +146,8 @@ def test_hostile_pictures_are_refused_and_harm_no_call_beside(served: dict[str, 
             for refusal in refusals:
                 answer = refusal.result()
                 assert (answer.status_code, answer.json()["error_type"]) == (422, "validation"), answer.text
-                assert "error: `inputs`: " in answer.json()["error"]
+                path = "inputs" if task == CAPTIONS else "inputs.image"
+                assert f"error: `{path}`: " in answer.json()["error"]
 
 
 def test_questions_that_the_model_cannot_read_are_refused_by_their_path(served: dict[str, Served]) -> None:

@@ -12,7 +12,7 @@ _TEMPLATE = "parameters.hypothesis_template"
 def checked_labels(given: list[str] | str | None, *, least: int = 1) -> list[str]:
     """Return the labels of a list, or of one string with commas. Raises ValidationFailed.
 
-    There are `least` labels or more, none is empty, and none stands there twice.
+    There are `least` labels or more, none is empty, and none stands there twice, blanks at the ends not counted.
     """
     if given is None:
         raise ValidationFailed(f"`{LABELS_PATH}` is missing; send a list of labels", field=LABELS_PATH)
@@ -25,11 +25,11 @@ def checked_labels(given: list[str] | str | None, *, least: int = 1) -> list[str
     for index, label in enumerate(labels):
         if not label.strip():
             raise ValidationFailed(f"`{LABELS_PATH}[{index}]` must not be empty", field=LABELS_PATH)
-        if label in seen:
+        if label.strip() in seen:
             raise ValidationFailed(
                 f"`{LABELS_PATH}[{index}]` stands there twice: {label[:64]!r}; send each once", field=LABELS_PATH
             )
-        seen.add(label)
+        seen.add(label.strip())
     return labels
 
 
@@ -43,8 +43,9 @@ def check_lengths(labels: list[str]) -> None:
             )
 
 
-def checked_template(template: str) -> str:
+def checked_template(given: str | None, default: str) -> str:
     """Return a template whose one `{}` is replaced as text, so that no other field of it is ever read."""
+    template = default if given is None else given
     rest = template.replace("{}", "", 1)
     if "{}" not in template or "{" in rest or "}" in rest:
         raise ValidationFailed(

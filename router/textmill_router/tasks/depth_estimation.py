@@ -21,7 +21,7 @@ class DepthParameters(msgspec.Struct, gc=False):
 class DepthBody(msgspec.Struct, gc=False):
     """The body of depth-estimation in JSON."""
 
-    inputs: str | ImageInputs | list[str]
+    inputs: str | ImageInputs | list[str | ImageInputs]
     parameters: DepthParameters | None = None
 
 

@@ -67,19 +67,17 @@ class FileCall:
         return replace(answer, is_drawn=is_drawn)
 
 
-def body_of_json(inputs: str | ImageInputs | list[str], parameters: Any) -> FileBody:
-    """Return what a body in JSON brings."""
-    if isinstance(inputs, ImageInputs):
-        return FileBody([FileInput(inputs.image, "inputs.image")], is_list=False, parameters=parameters)
-    if isinstance(inputs, str):
-        return FileBody([FileInput(inputs)], is_list=False, parameters=parameters)
-    files = [FileInput(text, f"inputs[{index}]") for index, text in enumerate(inputs)]
-    return FileBody(files, is_list=True, parameters=parameters)
-
-
 def body_of_inputs(body: Any) -> FileBody:
     """Return what a decoded body brings whose `inputs` are files."""
-    return body_of_json(body.inputs, body.parameters)
+    inputs: str | ImageInputs | list[str | ImageInputs] = body.inputs
+    if not isinstance(inputs, list):
+        return FileBody([_input_of(inputs, "inputs")], is_list=False, parameters=body.parameters)
+    files = [_input_of(each, f"inputs[{index}]") for index, each in enumerate(inputs)]
+    return FileBody(files, is_list=True, parameters=body.parameters)
+
+
+def _input_of(one: str | ImageInputs, path: str) -> FileInput:
+    return FileInput(one, path) if isinstance(one, str) else FileInput(one.image, f"{path}.image")
 
 
 def body_of_file(file: bytes, parameters: Any) -> FileBody:

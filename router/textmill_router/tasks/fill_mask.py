@@ -14,13 +14,13 @@ from textmill_router.tasks.rows import MaskAnswer, MaskWish, Row, RowResult
 from textmill_router.tasks.text_reader import token_types
 
 TASK = "fill-mask"
-MAX_TOP_K = 1000
+DEFAULT_TOP_K, MAX_TOP_K = 5, 1000
 
 
 class FillMaskParameters(msgspec.Struct, gc=False):
     """The parameters of fill-mask."""
 
-    top_k: int = 5
+    top_k: int | None = None
     targets: list[str] | str | None = None
 
 
@@ -106,10 +106,9 @@ class FillMaskCall:
 def fill_mask_call(body: FillMaskBody, model: TaskModel, shapes: ClientShapes) -> FillMaskCall:
     """Apply the rules of fill-mask. Raises ValidationFailed and TooManyRows."""
     parameters = body.parameters or FillMaskParameters()
-    if not 1 <= parameters.top_k <= MAX_TOP_K:
-        raise ValidationFailed(
-            f"`parameters.top_k` must be 1 to {MAX_TOP_K}, found {parameters.top_k}", field="parameters.top_k"
-        )
+    asked = DEFAULT_TOP_K if parameters.top_k is None else parameters.top_k
+    if not 1 <= asked <= MAX_TOP_K:
+        raise ValidationFailed(f"`parameters.top_k` must be 1 to {MAX_TOP_K}, found {asked}", field="parameters.top_k")
     inputs = body.inputs
     texts = [inputs] if isinstance(inputs, str) else inputs
     if not isinstance(inputs, str):
@@ -118,7 +117,7 @@ def fill_mask_call(body: FillMaskBody, model: TaskModel, shapes: ClientShapes) -
         model.check_text(text, "inputs" if isinstance(inputs, str) else f"inputs[{index}]")
     notes = CallNotes()
     target_ids = _target_ids(parameters.targets, model, notes)
-    top_k = min(parameters.top_k, len(target_ids) or model.facts.vocab_size)
+    top_k = min(asked, len(target_ids) or model.facts.vocab_size)
     return FillMaskCall(model, texts, isinstance(inputs, str), top_k, target_ids, notes)
 
 

@@ -37,13 +37,17 @@ def body_of_questions(body: Any) -> FileBody:
     if isinstance(inputs, list):
         files = [_input_of(each, f"inputs[{index}]", body.question) for index, each in enumerate(inputs)]
         return FileBody(files, is_list=True, parameters=body.parameters)
-    one = PictureQuestion(inputs) if isinstance(inputs, str) else inputs
-    return FileBody([_input_of(one, "inputs", body.question)], is_list=False, parameters=body.parameters)
+    if isinstance(inputs, str):
+        path = "image" if body.inputs is None else "inputs"
+        file = FileInput(inputs, path, () if body.question is None else (body.question,))
+    else:
+        file = _input_of(inputs, "inputs", body.question)
+    return FileBody([file], is_list=False, parameters=body.parameters)
 
 
 def _input_of(one: PictureQuestion, path: str, question: str | None) -> FileInput:
     own = question if one.question is None else one.question
-    return FileInput(one.image, path, () if own is None else (own,))
+    return FileInput(one.image, f"{path}.image", () if own is None else (own,))
 
 
 def check_questions(body: FileBody, model: TaskModel, question: str | None, *, words: tuple[str, ...] = ()) -> FileBody:
@@ -56,9 +60,10 @@ def check_questions(body: FileBody, model: TaskModel, question: str | None, *, w
 
 
 def _checked(file: FileInput, model: TaskModel, question: str | None, words: tuple[str, ...]) -> FileInput:
-    path = f"{file.path}.question"
+    place = "inputs" if file.path == "image" else file.path.removesuffix(".image")
+    path = f"{place}.question"
     asked = file.texts[0] if file.texts else question
     if asked is None:
         raise ValidationFailed(f"`{path}` is missing; send a question about the picture", field=path)
     model.check_text(asked.strip(), path)
-    return replace(file, texts=(asked, *words), texts_path=file.path if words else path)
+    return replace(file, texts=(asked, *words), texts_path=place if words else path)

@@ -22,6 +22,7 @@ from textmill_router.tasks.windows import windows_of
 TASK = "question-answering"
 DEFAULT_MAX_SEQ_LEN = 384
 DEFAULT_DOC_STRIDE = 128
+DEFAULT_TOP_K, DEFAULT_ANSWER_LEN = 1, 15
 _IN_SPAN, _NO_ANSWER = 2, 1
 
 
@@ -35,13 +36,13 @@ class Question(msgspec.Struct, gc=False):
 class QuestionParameters(msgspec.Struct, gc=False):
     """The parameters of question-answering. Lengths are in tokens."""
 
-    top_k: int = 1
+    top_k: int | None = None
     doc_stride: int | None = None
-    max_answer_len: int = 15
+    max_answer_len: int | None = None
     max_seq_len: int | None = None
     max_question_len: int | None = None
-    handle_impossible_answer: bool = False
-    align_to_words: bool = True
+    handle_impossible_answer: bool | None = None
+    align_to_words: bool | None = None
 
 
 class QuestionBody(msgspec.Struct, gc=False):
@@ -49,6 +50,16 @@ class QuestionBody(msgspec.Struct, gc=False):
 
     inputs: Question | list[Question]
     parameters: QuestionParameters | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """What a call wants of answers, with the defaults in the place of fields that are absent."""
+
+    top_k: int
+    max_answer_len: int
+    handles_impossible_answer: bool
+    aligns_to_words: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class QuestionCall:
     model: TaskModel
     questions: Sequence[Question]
     is_single: bool
-    parameters: QuestionParameters
+    choices: _Choices
     limits: _Limits
     task: str = TASK
     notes: CallNotes = field(default_factory=CallNotes)
@@ -118,7 +129,7 @@ class QuestionCall:
         cls_id = self.model.reader.special.cls
         if cls_id in whole.ids:
             roles[whole.ids.index(cls_id)] = _NO_ANSWER
-        wish = SpanWish(bytes(roles), self.parameters.max_answer_len, 2 * self.parameters.top_k + 10)
+        wish = SpanWish(bytes(roles), self.choices.max_answer_len, 2 * self.choices.top_k + 10)
         return Row(token_array(whole.ids), wish, token_types(whole, self.model.facts.num_token_types))
 
     def answer(self, results: Sequence[RowResult], num_tokens: int) -> Answer:
@@ -139,17 +150,17 @@ class QuestionCall:
             assert isinstance(result, SpanAnswer)
             null_score = min(null_score, result.null_score)
             for span in result.spans:
-                start, end = _characters(window, span.start, span.end, self.parameters.align_to_words)
+                start, end = _characters(window, span.start, span.end, self.choices.aligns_to_words)
                 text = question.context[start:end]
                 key = text.lower()
                 scores[key] = scores.get(key, 0.0) + span.score
                 found.setdefault(key, {"start": start, "end": end, "answer": text})
         answers = [{"score": scores[key], **facts} for key, facts in found.items()]
-        if self.parameters.handle_impossible_answer:
+        if self.choices.handles_impossible_answer:
             answers.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
         answers.sort(key=_negative_score)
-        if self.parameters.top_k > 1:
-            return answers[: self.parameters.top_k]
+        if self.choices.top_k > 1:
+            return answers[: self.choices.top_k]
         return answers[0] if answers else {"score": 0.0, "start": 0, "end": 0, "answer": ""}
 
 
@@ -190,7 +201,13 @@ def question_call(body: QuestionBody, model: TaskModel, shapes: ClientShapes) ->
         path = "inputs" if isinstance(inputs, Question) else f"inputs[{index}]"
         model.check_text(one.question, f"{path}.question")
         model.check_text(one.context, f"{path}.context")
-    return QuestionCall(model, questions, isinstance(inputs, Question), parameters, _limits(parameters, model))
+    choices = _Choices(
+        top_k=DEFAULT_TOP_K if parameters.top_k is None else parameters.top_k,
+        max_answer_len=DEFAULT_ANSWER_LEN if parameters.max_answer_len is None else parameters.max_answer_len,
+        handles_impossible_answer=bool(parameters.handle_impossible_answer),
+        aligns_to_words=parameters.align_to_words is not False,
+    )
+    return QuestionCall(model, questions, isinstance(inputs, Question), choices, _limits(parameters, model))
 
 
 def _limits(parameters: QuestionParameters, model: TaskModel) -> _Limits:

@@ -27,12 +27,12 @@ class RerankBody(msgspec.Struct, gc=False):
 
     query: str
     texts: list[str] | None = None
-    raw_scores: bool = False
-    return_text: bool = False
+    raw_scores: bool | None = None
+    return_text: bool | None = None
     truncate: bool | None = None
     documents: list[str | Document] | None = None
     top_n: int | None = None
-    return_documents: bool = False
+    return_documents: bool | None = None
     model: str | None = None
 
 

@@ -42,8 +42,8 @@ class PredictBody(msgspec.Struct, gc=False):
     """The body of /predict: a text, a pair, or a list whose elements are lists of one text or of two."""
 
     inputs: str | list[str | list[str]]
-    raw_scores: bool = False
-    truncate: bool = False
+    raw_scores: bool | None = None
+    truncate: bool | None = None
 
 
 @dataclass(slots=True)

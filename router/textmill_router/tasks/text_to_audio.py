@@ -56,8 +56,8 @@ class SpeechRequest(msgspec.Struct, gc=False):
     input: str
     model: str | None = None
     voice: str | int | VoiceId | None = None
-    response_format: str = "mp3"
-    speed: float = 1.0
+    response_format: str | None = None
+    speed: float | None = None
     seed: int | None = None
     instructions: str | None = None
     stream_format: str | None = None
@@ -130,9 +130,10 @@ def text_to_audio_call(body: SpokenBody, model: TaskModel, shapes: ClientShapes)
 def speech_request_call(body: SpeechRequest, model: TaskModel, shapes: ClientShapes) -> SpokenCall:
     """Apply the rules of /v1/audio/speech. Raises ValidationFailed."""
     _check_text(body.input, "input")
-    if body.response_format not in _OPENAI_FORMATS:
+    response_format = "mp3" if body.response_format is None else body.response_format
+    if response_format not in _OPENAI_FORMATS:
         raise ValidationFailed(
-            f"`response_format` must be one of {', '.join(_OPENAI_FORMATS)}, found {body.response_format[:32]!r}",
+            f"`response_format` must be one of {', '.join(_OPENAI_FORMATS)}, found {response_format[:32]!r}",
             field="response_format",
         )
     _Numbers({"speed": body.speed}).check(MIN_RATE, MAX_RATE)
@@ -143,10 +144,10 @@ def speech_request_call(body: SpeechRequest, model: TaskModel, shapes: ClientSha
     if body.stream_format not in (None, "audio"):
         raise ValidationFailed("`stream_format` must be audio, because speech is answered whole", field="stream_format")
     wish = SoundWish(
-        SoundFormat(body.response_format),
+        SoundFormat(response_format),
         _seed(body.seed, "seed"),
         _voice(body.voice, model),
-        speed=body.speed,
+        speed=1.0 if body.speed is None else body.speed,
     )
     return SpokenCall(body.input, wish, "input", _notes(body.seed, has_noise=True))
 

@@ -25,7 +25,7 @@ class TextTokensBody(msgspec.Struct, gc=False):
     """The body of /tokenize. `prompt_name` names a prompt of the model's files, which is put before each text."""
 
     inputs: str | list[str]
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
     prompt_name: str | None = None
 
 
@@ -33,7 +33,7 @@ class DecodeBody(msgspec.Struct, gc=False):
     """The body of /decode: the ids of one text or of several."""
 
     ids: list[int | list[int]]
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
 
 
 class TextToken(msgspec.Struct, gc=False):
@@ -130,7 +130,8 @@ def tokenize_call(body: TextTokensBody, model: TaskModel, shapes: ClientShapes) 
         path = "inputs" if isinstance(body.inputs, str) else f"inputs[{index}]"
         model.check_text(text, path, may_be_empty=True)
     prompt = model.prompts.text_of(body.prompt_name)
-    return TokenizeCall(model, [prompt + text for text in texts], body.add_special_tokens, model.facts.task)
+    adds_special_tokens = body.add_special_tokens is not False
+    return TokenizeCall(model, [prompt + text for text in texts], adds_special_tokens, model.facts.task)
 
 
 def decode_call(body: DecodeBody, model: TaskModel, shapes: ClientShapes) -> DecodeCall:
@@ -147,7 +148,7 @@ def decode_call(body: DecodeBody, model: TaskModel, shapes: ClientShapes) -> Dec
             if not 0 <= token_id <= MAX_ID or not model.reader.token_of(token_id):
                 path = f"ids[{place}]" if is_single else f"ids[{index}][{place}]"
                 raise ValidationFailed(f"`{path}` must be the id of a token, found {token_id}", field=path)
-    return DecodeCall(model, asked, body.skip_special_tokens, model.facts.task)
+    return DecodeCall(model, asked, body.skip_special_tokens is not False, model.facts.task)
 
 
 async def _in_thread_if_long(num_tokens: int, work: Callable[[], Found]) -> Found:

@@ -18,12 +18,13 @@ from textmill_router.tasks.windows import wanted_tokens, windows_of
 
 TASK = "token-classification"
 DEFAULT_STRIDE = 64
+DEFAULT_STRATEGY: Strategy = "simple"
 
 
 class TokenClassificationParameters(msgspec.Struct, gc=False):
     """The parameters of token-classification."""
 
-    aggregation_strategy: Strategy = "simple"
+    aggregation_strategy: Strategy | None = None
     ignore_labels: list[str] | None = None
     stride: int | None = None
 
@@ -137,7 +138,7 @@ def token_classification_call(
         model,
         texts,
         isinstance(inputs, str),
-        parameters.aggregation_strategy,
+        parameters.aggregation_strategy or DEFAULT_STRATEGY,
         frozenset(["O"] if ignored is None else ignored),
         stride,
     )

@@ -29,8 +29,8 @@ class ZeroShotParameters(msgspec.Struct, gc=False):
 
     candidate_labels: list[str] | str | None = None
     candidateLabels: list[str] | str | None = None  # the name that old clients send
-    multi_label: bool = False
-    hypothesis_template: str = DEFAULT_TEMPLATE
+    multi_label: bool | None = None
+    hypothesis_template: str | None = None
 
 
 class ZeroShotBody(msgspec.Struct, gc=False):
@@ -124,7 +124,7 @@ def zero_shot_call(body: ZeroShotBody, model: TaskModel, shapes: ClientShapes) -
     if given is None and old is not None:
         given = old.candidateLabels
     labels = checked_labels(given)
-    template = checked_template(parameters.hypothesis_template)
+    template = checked_template(parameters.hypothesis_template, DEFAULT_TEMPLATE)
     inputs = old.text if old is not None else body.inputs
     texts = inputs if isinstance(inputs, list) else [str(inputs)]
     paths = [f"inputs[{index}]" for index in range(len(texts))] if isinstance(inputs, list) else ["inputs"]
@@ -142,7 +142,7 @@ def zero_shot_call(body: ZeroShotBody, model: TaskModel, shapes: ClientShapes) -
         texts,
         labels,
         ids,
-        parameters.multi_label,
+        bool(parameters.multi_label),
         is_single=not isinstance(inputs, list),
         as_list=shapes.zero_shot_is_list,
     )

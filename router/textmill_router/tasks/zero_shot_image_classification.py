@@ -16,13 +16,13 @@ class ImageLabelsParameters(msgspec.Struct, gc=False):
     """The parameters of zero-shot-image-classification. The labels may be one string with commas."""
 
     candidate_labels: list[str] | str | None = None
-    hypothesis_template: str = DEFAULT_TEMPLATE
+    hypothesis_template: str | None = None
 
 
 class ImageLabelsBody(msgspec.Struct, gc=False):
     """The body of zero-shot-image-classification in JSON."""
 
-    inputs: str | ImageInputs | list[str]
+    inputs: str | ImageInputs | list[str | ImageInputs]
     parameters: ImageLabelsParameters | None = None
 
 
@@ -31,7 +31,7 @@ def image_labels_of_call(body: FileBody, model: TaskModel, shapes: ClientShapes)
     parameters = body.parameters or ImageLabelsParameters()
     labels = checked_labels(parameters.candidate_labels, least=2)
     check_lengths(labels)
-    template = checked_template(parameters.hypothesis_template)
+    template = checked_template(parameters.hypothesis_template, DEFAULT_TEMPLATE)
     check_files(body, model)
 
     def answer_of(result: RowResult) -> object:

@@ -25,7 +25,7 @@ class DescribedObjectsParameters(msgspec.Struct, gc=False):
 class DescribedObjectsBody(msgspec.Struct, gc=False):
     """The body of zero-shot-object-detection in JSON."""
 
-    inputs: str | ImageInputs | list[str]
+    inputs: str | ImageInputs | list[str | ImageInputs]
     parameters: DescribedObjectsParameters | None = None
 
 

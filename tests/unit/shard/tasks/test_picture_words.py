@@ -346,6 +346,17 @@ def test_pictures_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
         assert found.code is FailureCode.BAD_MEDIA
 
 
+@pytest.mark.parametrize(("kind", "task"), [("vilt", QUESTIONS), ("donut", PAGES), ("donut", CAPTIONS)])
+def test_pictures_that_are_too_narrow_say_so(tmp_path: Path, kind: str, task: str) -> None:
+    make_answering_model(tmp_path, kind, task)
+    texts = () if task == CAPTIONS else ("a cat",)
+    for size in ((1, 2000), (3000, 1)):
+        (found,) = load(tmp_path, task).runner.read([MediaRow(picture_file(*size), None, texts)])
+        assert isinstance(found, RowFailure)
+        assert found.code is FailureCode.BAD_MEDIA
+        assert found.message.startswith(f"an image of {size[0]} x {size[1]} pixels is too narrow or too small")
+
+
 @pytest.mark.parametrize(
     ("kind", "made_for", "task", "sentence"),
     [

@@ -66,6 +66,7 @@ def test_a_text_gets_flac_and_a_seed_of_its_own(clients: dict[str, httpx.Client]
     assert headers["content-type"] == "audio/flac"
     assert (headers["x-task"], headers["x-compute-characters"]) == (TASK, "8")
     assert headers["x-compute-audio-length"] == "8.000"
+    assert headers["x-prompt-tokens"] == "17"  # of the shard
 
 
 def test_parameters_reach_the_model(clients: dict[str, httpx.Client]) -> None:

@@ -206,6 +206,8 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
         if self._options.media in ("audio", "text"):
             seconds = array("f", [0.0 if index in bad else len(row) for index, row in enumerate(rows)])
             answers.audio_seconds = seconds.tobytes()
+        if self._options.media == "text":
+            answers.num_tokens = array("I", [2 * len(row) + 1 for row in rows]).tobytes()
         return [index for index in good if index not in bad]
 
     def _boxes(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
@@ -267,6 +269,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
                 arrays["label_ids"].append(label)
                 arrays["num_kept"].append(num_kept)
                 found.is_plain += bytes([label < 2])
+        answers.num_tokens = array("I", [len(row.questions) * (len(row.cells) + 2) for row in rows]).tobytes()
         found.MergeFrom(shard_pb2.CellAnswers(**{name: each.tobytes() for name, each in arrays.items()}))
 
     def _segments(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:

@@ -2601,14 +2601,19 @@ class RowAnswers(_message.Message):
     CELLS_FIELD_NUMBER: _builtins.int
     SOUNDS_FIELD_NUMBER: _builtins.int
     AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
     WAIT_NS_FIELD_NUMBER: _builtins.int
     COMPUTE_NS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number of the batch"""
     audio_seconds: _builtins.bytes
     """f32[] seconds of audio per row, read or spoken, 0 for a row that failed; empty for rows of another kind"""
+    num_tokens: _builtins.bytes
+    """u32[] tokens per row that the shard's own tokenizer has made of its strings, 0 for a row that could not be"""
     wait_ns: _builtins.int
-    """nanoseconds from the arrival of the batch until its turn"""
+    """read; empty for rows of another kind
+    nanoseconds from the arrival of the batch until its turn
+    """
     compute_ns: _builtins.int
     """nanoseconds from its turn until its answers were on the host"""
     @_builtins.property
@@ -2669,12 +2674,13 @@ class RowAnswers(_message.Message):
         cells: Global___CellAnswers | None = ...,
         sounds: Global___SoundAnswers | None = ...,
         audio_seconds: _builtins.bytes = ...,
+        num_tokens: _builtins.bytes = ...,
         wait_ns: _builtins.int = ...,
         compute_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "labels", b"labels", "masks", b"masks", "pair_scores", b"pair_scores", "segments", b"segments", "sounds", b"sounds", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "cells", b"cells", "compute_ns", b"compute_ns", "depths", b"depths", "documents", b"documents", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "pair_scores", b"pair_scores", "segments", b"segments", "sounds", b"sounds", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns", "writings", b"writings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "cells", b"cells", "compute_ns", b"compute_ns", "depths", b"depths", "documents", b"documents", "failures", b"failures", "labels", b"labels", "masks", b"masks", "num_tokens", b"num_tokens", "number", b"number", "pair_scores", b"pair_scores", "segments", b"segments", "sounds", b"sounds", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns", "writings", b"writings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents", "cells", "sounds"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015

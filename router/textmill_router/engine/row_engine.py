@@ -57,6 +57,7 @@ class _Call:
     done: "asyncio.Future[None]"
     first_sent_s: float = 0.0
     audio_s: float = 0.0
+    num_shard_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class CallResults:
     rows: list[RowResult]
     times: CallTimes = field(default_factory=lambda: CallTimes(0.0, 0.0))
     audio_s: float = 0.0  # seconds of audio in all rows
+    num_shard_tokens: int = 0  # of rows that the tokenizer of the shard reads
 
 
 class RowEngine:
@@ -192,7 +194,7 @@ class RowEngine:
         results = [result for result in call.results if result is not None]
         assert len(results) == len(rows)
         times = CallTimes(call.first_sent_s - began_s, ended_s - call.first_sent_s)
-        return CallResults(results, times, call.audio_s)
+        return CallResults(results, times, call.audio_s, call.num_shard_tokens)
 
     # ---- Inner parts.
 
@@ -277,11 +279,14 @@ class RowEngine:
             reason = str(error) or type(error).__name__
             self._on_refused_batch(batch, f"the row could not be written, or its answer not read ({reason})")
         else:
-            num_tokens = sum(row.content.num_tokens for row in batch)
+            num_tokens = sum(row.content.num_tokens for row in batch) + sum(answers.num_tokens)
             self.metrics.on_batch(len(batch), num_tokens, time.monotonic() - began_s)
             for row, audio_s in zip(batch, answers.audio_seconds, strict=False):  # of other rows there are no seconds
                 if (call := self._calls.get(row.call)) is not None:
                     call.audio_s += audio_s
+            for row, num_own in zip(batch, answers.num_tokens, strict=False):  # of other rows the router knows them
+                if (call := self._calls.get(row.call)) is not None:
+                    call.num_shard_tokens += num_own
             for row, result in zip(batch, answers.results, strict=True):
                 self._deliver(row, result)
         finally:

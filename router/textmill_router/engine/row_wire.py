@@ -169,14 +169,19 @@ def answers_from_proto(message: shard_pb2.RowAnswers, number: int, rows: Sequenc
         found = iter(list(_READERS[head](getattr(message, head.value), answered)))
         results = [faults[index] if index in faults else next(found) for index in range(len(rows))]
         audio_seconds = _unpacked("f", message.audio_seconds)
+        num_tokens = _unpacked("I", message.num_tokens)
     except (StopIteration, IndexError, ValueError) as error:
         raise WireError(f"the arrays of batch {number} do not have the lengths of its rows") from error
     if next(found, None) is not None:
         raise WireError(f"batch {number} has more answers than rows")
     if len(audio_seconds) not in (0, len(rows)):
         raise WireError(f"batch {number} has {len(audio_seconds)} lengths of audio for {len(rows)} rows")
+    if len(num_tokens) not in (0, len(rows)):
+        raise WireError(f"batch {number} has {len(num_tokens)} numbers of tokens for {len(rows)} rows")
     return BatchAnswers(
-        [_timed(*each) for each in zip(results, audio_seconds or [0.0] * len(rows), strict=True)], audio_seconds
+        [_timed(*each) for each in zip(results, audio_seconds or [0.0] * len(rows), strict=True)],
+        audio_seconds,
+        num_tokens,
     )
 
 

@@ -100,5 +100,5 @@ async def _compute(backend: RowBackend, call: TaskCall, deadline_s: float | None
         raise GenerationBroke(str(error)) from error
     except EngineEnded as error:
         raise ShuttingDown(f"the engine has stopped: {error}", retry_after_s=1) from error
-    num_tokens = sum(row.num_tokens for row in rows)
+    num_tokens = sum(row.num_tokens for row in rows) + found.num_shard_tokens
     return found.rows, RowTimes(num_tokens, found.times.queue_s, found.times.inference_s, found.audio_s)

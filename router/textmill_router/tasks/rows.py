@@ -539,10 +539,14 @@ class RowFault:
 
 @dataclass(frozen=True, slots=True)
 class BatchAnswers:
-    """The answer of each row of a batch, in order, and for rows of audio their seconds; else no seconds."""
+    """The answer of each row of a batch, in order, and for rows of audio their seconds; else no seconds.
+
+    `num_tokens` are the tokens of rows that the tokenizer of the shard reads; empty for other rows.
+    """
 
     results: Sequence[RowResult | RowFault]
     audio_seconds: Sequence[float] = ()
+    num_tokens: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

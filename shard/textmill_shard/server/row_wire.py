@@ -333,6 +333,7 @@ def answers_to_wire(answers: RowAnswers) -> pb.RowAnswers:
         number=answers.number,
         failures=failures,
         audio_seconds=np.array(answers.audio_seconds, dtype="<f4").tobytes(),
+        num_tokens=np.array(answers.num_tokens, dtype="<u4").tobytes(),
         wait_ns=answers.wait_ns,
         compute_ns=answers.compute_ns,
         **{answers.head.value: _answer_to_wire(answers.head, whole)},

@@ -26,6 +26,7 @@ class ReadyRow:
     size: tuple[int, int] = (0, 0)  # height and width of the image in pixels
     samples: Samples | None = None  # of audio, at the model's rate
     seconds: float = 0.0  # of audio
+    num_own_tokens: int = 0  # that the tokenizer of the shard has made, where the router does not know them
 
     @property
     def shape(self) -> tuple[Any, ...]:

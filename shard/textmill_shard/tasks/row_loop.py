@@ -127,6 +127,7 @@ class RowLoop:
             head=waiting.batch.head,
             answers=answers,
             audio_seconds=_seconds_of(waiting.rows) or _seconds_of(answers),
+            num_tokens=_tokens_of(waiting.rows),
             wait_ns=began_ns - waiting.arrived_ns,
             compute_ns=time.monotonic_ns() - began_ns,
         )
@@ -146,3 +147,9 @@ def _seconds_of(rows: Sequence[Any]) -> list[float]:
     """Return the seconds of audio of each row or answer, 0 for a row that failed; empty for those of another kind."""
     seconds = [float(getattr(row, "seconds", 0.0)) for row in rows]
     return seconds if any(seconds) else []
+
+
+def _tokens_of(rows: Sequence[Any]) -> list[int]:
+    """Return the tokens of each row of strings, 0 for a row that failed; empty for rows of another kind."""
+    counts = [int(getattr(row, "num_own_tokens", 0)) for row in rows]
+    return counts if any(counts) else []

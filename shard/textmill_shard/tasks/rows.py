@@ -393,5 +393,6 @@ class RowAnswers:
     head: HeadName
     answers: Sequence[Answer | RowFailure] = field(repr=False)
     audio_seconds: Sequence[float] = ()  # per row; empty for rows of another kind
+    num_tokens: Sequence[int] = ()  # per row, of the shard's own tokenizer; empty for rows of another kind
     wait_ns: int = 0  # from the arrival of the batch until its turn
     compute_ns: int = 0  # from its turn until the answers were on the host

@@ -34,6 +34,11 @@ class ReadyTable:
     is_cut: Sequence[bool]
     is_sequential: bool
 
+    @property
+    def num_own_tokens(self) -> int:
+        """The tokens of all questions, each with its table."""
+        return sum(map(len, self.ids))
+
 
 @dataclass(frozen=True, slots=True)
 class TableLimits:

@@ -118,7 +118,7 @@ def vits_read(tokenizer: Any) -> Callable[[str], ReadyRow]:
                 ids[f"part {number}"] = tokenizer(part, return_tensors="pt")["input_ids"][0]
         if not ids:
             raise MediaError("the text has no character that the model can speak")
-        return ReadyRow(ids)
+        return ReadyRow(ids, num_own_tokens=sum(map(len, ids.values())))
 
     return read
 

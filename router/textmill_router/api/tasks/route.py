@@ -199,17 +199,14 @@ def _amount_headers(model: TaskModel, call: TaskCall, times: RowTimes) -> list[H
     """Return how much a call has asked for, in the unit of its task."""
     if model.facts.media == "image":
         return [(b"x-compute-images", b"%d" % call.num_rows)]
-    if model.facts.media == "text":
-        amount = [(b"x-compute-characters", b"%d" % call.num_characters)]
-        return amount + ([(b"x-compute-audio-length", b"%.3f" % times.audio_s)] if times.audio_s else [])
-    if model.facts.media == "audio":  # nothing is known of the audio of a kept answer
-        return [(b"x-compute-audio-length", b"%.3f" % times.audio_s)] if times.audio_s else []
-    if model.facts.media:  # tables, whose tokens the shard alone knows
-        return [(b"x-compute-characters", b"%d" % call.num_characters)]
-    return [
-        (b"x-compute-characters", b"%d" % call.num_characters),
-        (b"x-prompt-tokens", b"%d" % times.num_tokens),
-    ]
+    # Nothing is known of the audio of a kept answer.
+    length = [(b"x-compute-audio-length", b"%.3f" % times.audio_s)] if times.audio_s else []
+    if model.facts.media == "audio":
+        return length
+    amount = [(b"x-compute-characters", b"%d" % call.num_characters)]
+    if not model.facts.media or times.num_tokens:  # a shard of an older version does not tell the tokens of its strings
+        amount.append((b"x-prompt-tokens", b"%d" % times.num_tokens))
+    return amount + length
 
 
 def _note_headers(notes: CallNotes) -> list[Header]:

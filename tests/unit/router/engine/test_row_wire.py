@@ -74,7 +74,9 @@ def test_a_transcript_has_the_length_of_its_audio() -> None:
         failures=[shard_pb2.RowFailure(row=1, code=shard_pb2.ROW_FAILURE_CODE_BAD_MEDIA, message="broken")],
         transcripts=shard_pb2.TranscriptAnswers(transcripts=transcripts),
         audio_seconds=array("f", [1.5, 0.0, 2.5]).tobytes(),
+        num_tokens=array("I", [3, 0, 4]).tobytes(),
     )
+    assert list(answers_from_proto(message, 3, rows).num_tokens) == [3, 0, 4]
     segments = (TranscriptPart("b", 0.5, 2.0),)
     assert answers_from_proto(message, 3, rows).results == [
         TranscriptAnswer("a", (), "german", segments, 1.5),

@@ -497,8 +497,11 @@ def test_a_model_that_does_not_generate_refuses_what_only_generation_gives(asked
 
 def test_files_of_speech_are_sent_with_their_seconds() -> None:
     answers = [Sound(b"flac", 1.5), RowFailure(FailureCode.BAD_MEDIA, "no letter")]
-    message = answers_to_wire(RowAnswers(number=1, head=HeadName.SOUNDS, answers=answers, audio_seconds=[1.5, 0.0]))
+    message = answers_to_wire(
+        RowAnswers(number=1, head=HeadName.SOUNDS, answers=answers, audio_seconds=[1.5, 0.0], num_tokens=[7, 0])
+    )
     assert (list(message.sounds.files), f32(message.audio_seconds)) == ([b"flac"], [1.5, 0.0])
+    assert message.num_tokens == u32(7, 0)
     assert [failure.row for failure in message.failures] == [1]
 
 

@@ -3,12 +3,13 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.tasks.row_loop import LoopBusy, LoopEnded, RowLoop
-from textmill_shard.tasks.rows import Answer, HeadName, Row, RowBatch, RowFailure
+from textmill_shard.tasks.rows import Answer, FailureCode, HeadName, Row, RowBatch, RowFailure
 
 WAIT_S = 10.0
 
@@ -80,6 +81,31 @@ def test_rule_27_one_batch_runs_and_one_waits() -> None:
         runner.may_end.release()
         assert second.is_done.wait(WAIT_S)
     assert runner.computed == [1, 2]
+
+
+@dataclass(frozen=True)
+class ReadText:
+    """A row of strings, whose tokens the router does not know."""
+
+    num_own_tokens: int
+    num_tokens: int = 1
+
+
+def test_tokens_of_the_shards_own_tokenizer_are_told_by_row() -> None:
+    loop, runner = make()
+    with running(loop, runner):
+        broken = RowFailure(FailureCode.BAD_MEDIA, "no letter")
+        told, plain = (
+            loop.submit(batch(1), [ReadText(7), broken, ReadText(2)]),
+            loop.submit(batch(2)),
+        )
+        runner.may_end.release()
+        runner.may_end.release()
+        assert told.is_done.wait(WAIT_S)
+        assert plain.is_done.wait(WAIT_S)
+    assert told.answers is not None
+    assert plain.answers is not None
+    assert (list(told.answers.num_tokens), list(plain.answers.num_tokens)) == ([7, 0, 2], [])
 
 
 def test_rule_27_a_batch_that_is_cancelled_before_its_turn_is_never_computed() -> None:

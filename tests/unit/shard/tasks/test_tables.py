@@ -61,8 +61,10 @@ def test_tokens_are_those_of_the_tokenizer_of_transformers(tmp_path: Path, folde
     [ready] = load(tmp_path).reader.read([TableRow(columns, cells, questions)])
     tokenizer = NotingTokenizer.from_pretrained(tmp_path)
     frame = pandas.DataFrame([cells[start : start + width] for start in range(0, len(cells), width)], columns=columns)
+    num_tokens = 0
     for number, question in enumerate(questions):
         expected = tokenizer(frame, question, truncation="drop_rows_to_fit")
+        num_tokens += len(expected.input_ids)
         if isinstance(ready, RowFailure):
             assert len(expected.input_ids) > 128, "refused without need"
             continue
@@ -75,6 +77,7 @@ def test_tokens_are_those_of_the_tokenizer_of_transformers(tmp_path: Path, folde
         num_whole = sum(len(tokenizer.tokenize(text)) for text in texts)
         num_read = sum(types[0] for types in expected.token_type_ids)
         assert ready.is_cut[number] == (num_read < num_whole)
+    assert isinstance(ready, RowFailure) or ready.num_own_tokens == num_tokens
 
 
 @pytest.mark.parametrize("cells", [("",), ("x", ""), ("", "x", ""), ("", ""), (" ", "n/a", "\u200b")])

@@ -12,7 +12,7 @@ from textmill_shard.errors import ModelFilesError, UnsupportedModelError
 from textmill_shard.tasks.rows import FailureCode, RowFailure, Sound, SoundFormat, SoundParams, StringRow
 from textmill_shard.tasks.speaking_loader import LoadedSpeaker, load_speaker
 from textmill_shard.tasks.task_loader import TaskOptions
-from transformers import SpeechT5Config
+from transformers import SpeechT5Config, VitsTokenizer
 
 from tests.fakes.tiny_vits import RATE, make_vits, spoken
 
@@ -61,6 +61,12 @@ def one(folder: Path) -> LoadedSpeaker:
 def test_a_seed_gives_the_speech_of_transformers(folder: Path, one: LoadedSpeaker, seed: int) -> None:
     same(speak(one, TEXT, seed=seed), spoken(folder, TEXT, seed=seed))
     assert (one.num_speakers, one.model_type, one.dtype) == (1, "vits", "float32")
+
+
+def test_a_text_has_the_tokens_of_transformers(folder: Path, one: LoadedSpeaker) -> None:
+    (ready,) = one.reader.read([StringRow(TEXT, SoundParams())])
+    assert not isinstance(ready, RowFailure)
+    assert ready.num_own_tokens == len(VitsTokenizer.from_pretrained(folder)(TEXT).input_ids) > len(TEXT)
 
 
 def test_another_seed_gives_other_speech_and_torchs_own_generator_stays(one: LoadedSpeaker) -> None:

@@ -16,7 +16,9 @@ import msgspec
 import pytest
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.completion_types import CompletionBody
-from textmill_router.api.tgi.types import GenerateBody
+from textmill_router.api.platforms.kserve_types import V2GenerateBody
+from textmill_router.api.tgi.conversational import ConversationBody
+from textmill_router.api.tgi.types import CompatBody, GenerateBody
 from textmill_router.api.tgi.writing_types import WritingBody
 from textmill_router.tasks import forms
 from textmill_router.tasks.forms import DECODE, EMBED, EMBEDDINGS, FORMS, PREDICT, SPEECH, TOKENIZE
@@ -122,6 +124,14 @@ KINDS = {
             ("/v1/completions", CompletionBody, {"prompt": "a", "max_tokens": 2}),
         ),
     ),
+    "text-generation": Kind(
+        WRITER,
+        (
+            ("/", CompatBody, {"inputs": "a", "parameters": {"max_new_tokens": 2}}),
+            ("/", ConversationBody, {"inputs": {"text": "a"}, "parameters": {"max_new_tokens": 2}}),
+            ("/v2/models/fake/model/generate", V2GenerateBody, {"text_input": "a"}),
+        ),
+    ),
 }
 
 
@@ -184,8 +194,9 @@ def test_a_number_is_taken_or_refused_with_its_name(clients: dict[str, httpx.Cli
         for value in VALUES:
             sent = changed(body, names, [value, value] if is_list else value)
             answer = client.post(path, content=json.dumps(sent), headers={"content-type": "application/json"})
-            # `dimensions` may stand in `parameters` or beside, and has one name for both places.
-            name = names[-1] if path != "/" or names[-1] == "dimensions" else names[0]
+            # TGI has names without paths, and `dimensions` has one name for both places where it may stand.
+            has_path = path == "/" and kind not in (CompatBody, ConversationBody) and names[-1] != "dimensions"
+            name = names[0] if has_path else names[-1]
             is_told = answer.status_code == 422 and name in answer.text and names[-1] in answer.text
             if answer.status_code != 200 and not is_told:
                 wrong.append((".".join(names), str(value)[:12], answer.status_code, answer.text[:200]))

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from textmill_router.bounds import MAX_U32, shown_number
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.http.inner_calls import InnerAnswer, replay
 from textmill_router.http.json_body import ClientLeft, decode_json, read_body
@@ -147,8 +148,12 @@ def _chat_of(body: ConversationBody) -> dict[str, Any]:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
     messages.append({"role": "user", "content": inputs.text})
     chat: dict[str, Any] = {"messages": messages}
-    longest = parameters.max_new_tokens if parameters.max_new_tokens is not None else parameters.max_length
-    for name, value in (
+    name = "max_length" if parameters.max_new_tokens is None else "max_new_tokens"
+    longest: int | None = getattr(parameters, name)
+    if longest is not None and not 1 <= longest <= MAX_U32:  # the chat has another name for both fields
+        path = f"parameters.{name}"
+        raise ValidationFailed(f"`{path}` must be 1 to {MAX_U32}, found {shown_number(longest)}", field=path)
+    for field, value in (
         ("max_tokens", longest),
         ("temperature", parameters.temperature if parameters.do_sample is not False else 0.0),
         ("top_p", parameters.top_p),
@@ -156,5 +161,5 @@ def _chat_of(body: ConversationBody) -> dict[str, Any]:
         ("repetition_penalty", parameters.repetition_penalty or None),
     ):
         if value is not None:
-            chat[name] = value
+            chat[field] = value
     return chat

@@ -45,6 +45,20 @@ class Target:
         body = {"inputs": inputs, "parameters": {"max_new_tokens": num_new, "details": True}}
         return [token["id"] for token in self.post("/generate", body)["details"]["tokens"]]
 
+    def write_and_kill(self, inputs: str, num_new: int) -> list[int]:
+        """Return the token ids of a greedy answer, at whose first token the shard is killed."""
+        body = {"inputs": inputs, "parameters": {"max_new_tokens": num_new}}
+        ids: list[int] = []
+        url = f"{self.server.base_url}/generate_stream"
+        with httpx.stream("POST", url, json=body, timeout=120.0, trust_env=False) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data:"):
+                    if not ids:
+                        [shard] = self.server.children("textmill_shard")
+                        shard.send_signal(signal.SIGKILL)
+                    ids.append(int(line.split('"id":', 1)[1].split(",", 1)[0]))
+        return ids
+
     def expected(self, inputs: str, *images: bytes, num_new: int = NUM_NEW) -> list[int]:
         """Return what transformers writes behind the prompt that /tokenize tells."""
         ids = [token["id"] for token in self.post("/tokenize", {"inputs": inputs})]
@@ -156,16 +170,12 @@ def test_a_shard_that_dies_gets_the_image_again(target: Target) -> None:
     data = picture(33, 44, seed=7)
     prompt = told(data, "Tell me more.")
     undisturbed = target.write(prompt, 400)
-    num_puts = metric(target.server, "textmill_media_puts_total")
-    body = {"inputs": prompt, "parameters": {"max_new_tokens": 400}}
-    ids: list[int] = []
-    url = f"{target.server.base_url}/generate_stream"
-    with httpx.stream("POST", url, json=body, timeout=120.0, trust_env=False) as answer:
-        for line in answer.iter_lines():
-            if line.startswith("data:"):
-                if not ids:
-                    [shard] = target.server.children("textmill_shard")
-                    shard.send_signal(signal.SIGKILL)
-                ids.append(int(line.split('"id":', 1)[1].split(",", 1)[0]))
-    assert ids == undisturbed
+    # On a busy machine the first token can reach the client after the shard has computed the last one. The launcher
+    # restarts a shard three times.
+    for _ in range(3):
+        target.write(prompt, 1)  # the shard has the image
+        num_puts = metric(target.server, "textmill_media_puts_total")
+        assert target.write_and_kill(prompt, 400) == undisturbed
+        if metric(target.server, "textmill_media_puts_total") > num_puts:
+            break
     assert metric(target.server, "textmill_media_puts_total") == num_puts + 1

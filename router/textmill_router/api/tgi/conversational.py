@@ -23,8 +23,12 @@ class Conversation(msgspec.Struct, gc=False):
 
     text: str
     image: Any = None  # refused, because a turn of a conversation is a text
-    past_user_inputs: list[str] = []
-    generated_responses: list[str] = []
+    past_user_inputs: list[str] | None = None
+    generated_responses: list[str] | None = None
+
+    def turns(self) -> list[tuple[str, str]]:
+        """Return the turns before, each a text of the user with its response. There are equally many of both."""
+        return list(zip(self.past_user_inputs or [], self.generated_responses or [], strict=True))
 
 
 class ConversationParameters(msgspec.Struct, gc=False):
@@ -89,8 +93,8 @@ class ConversationalRoute:
         content: dict[str, object] = {
             "generated_text": text,
             "conversation": {
-                "past_user_inputs": [*inputs.past_user_inputs, inputs.text],
-                "generated_responses": [*inputs.generated_responses, text],
+                "past_user_inputs": [*(inputs.past_user_inputs or []), inputs.text],
+                "generated_responses": [*(inputs.generated_responses or []), text],
             },
             "warnings": [],
         }
@@ -108,9 +112,7 @@ class ConversationalRoute:
         if backend.chat_templates.usable or backend.tokenizer.eos_token is None:
             return None
         inputs = body.inputs
-        turns = [
-            turn for pair in zip(inputs.past_user_inputs, inputs.generated_responses, strict=True) for turn in pair
-        ]
+        turns = [turn for pair in inputs.turns() for turn in pair]
         end = backend.tokenizer.eos_token
         parameters = msgspec.to_builtins(body.parameters or ConversationParameters())
         given = {name: value for name, value in parameters.items() if value is not None}
@@ -129,10 +131,11 @@ class ConversationalRoute:
 def _chat_of(body: ConversationBody) -> dict[str, Any]:
     """Return the body of the chat. Raises ValidationFailed for turns that do not alternate."""
     inputs, parameters = body.inputs, body.parameters or ConversationParameters()
-    if len(inputs.past_user_inputs) != len(inputs.generated_responses):
+    num_texts, num_responses = len(inputs.past_user_inputs or []), len(inputs.generated_responses or [])
+    if num_texts != num_responses:
         raise ValidationFailed(
-            f"`inputs.past_user_inputs` has {len(inputs.past_user_inputs)} turns and `inputs.generated_responses` "
-            f"{len(inputs.generated_responses)}; they must be equally many",
+            f"`inputs.past_user_inputs` has {num_texts} turns and `inputs.generated_responses` {num_responses}; they "
+            "must be equally many",
             field="inputs.generated_responses",
         )
     if inputs.image is not None:
@@ -144,7 +147,7 @@ def _chat_of(body: ConversationBody) -> dict[str, Any]:
     if not inputs.text:
         raise ValidationFailed("`inputs.text` must not be empty", field="inputs.text")
     messages: list[dict[str, str]] = []
-    for question, response in zip(inputs.past_user_inputs, inputs.generated_responses, strict=True):
+    for question, response in inputs.turns():
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
     messages.append({"role": "user", "content": inputs.text})
     chat: dict[str, Any] = {"messages": messages}

@@ -15,6 +15,7 @@ TASK = "automatic-speech-recognition"
 MIN_CHUNK_S, MAX_CHUNK_S = 0.1, 600.0  # one step of a CTC model reads up to 0.025 s
 MAX_TOKENS, MAX_BEAMS = 4096, 8
 DEFAULT_CHUNK_S = 30.0
+MAX_STRIDE = 0.45  # of a chunk, at each of its sides
 NO_STRIDE_S = 1e-6  # rounds to no sample; 0 would ask for the default
 _SEGMENT_WORDS = frozenset({True, "true", "True", "1"})
 _ENGLISH = frozenset({"en", "english"})
@@ -189,10 +190,11 @@ def _chunks(parameters: SpeechParameters) -> tuple[float, float]:
             f"{DEFAULT_CHUNK_S:g}, found {chunk_s}",
             field="parameters.chunk_length_s",
         )
-    most_s = rounded32(chunk_s or DEFAULT_CHUNK_S) / 2
-    if stride_s is not None and not (stride_s >= 0.0 and rounded32(stride_s) < most_s):
+    # A tenth of each chunk is new, so that the number of chunks of a long recording is bounded.
+    most_s = rounded32(chunk_s or DEFAULT_CHUNK_S) * MAX_STRIDE
+    if stride_s is not None and not (stride_s >= 0.0 and rounded32(stride_s) <= most_s):
         raise ValidationFailed(
-            f"`parameters.stride_length_s` must be less than half of a chunk, {most_s:g} s, found {stride_s}",
+            f"`parameters.stride_length_s` must be at most {MAX_STRIDE:g} of a chunk, {most_s:g} s, found {stride_s}",
             field="parameters.stride_length_s",
         )
     if stride_s is None:

@@ -40,13 +40,11 @@ REAL_SERVER_FILES = frozenset(
 # These files take long, so that they are begun first. A long file that is begun last would keep one process busy while
 # the others have nothing to do.
 LONG_FILES = (
-    "tests/unit/bench/test_gpu_bench.py",
     "tests/unit/shard/distributed/test_tensor_parallel.py",
     "tests/kernels/test_compile.py",
     "tests/integration/test_launcher.py",
     "tests/integration/test_two_nodes.py",
     "tests/integration/test_plan.py",
-    "tests/integration/test_hostile.py",
     "tests/integration/test_two_ranks.py",
     "tests/integration/test_adapters.py",
 )

@@ -135,6 +135,7 @@ def blocks(server: LaunchedServer, state: str) -> float:
 
 
 # Some 700 tokens alone, and again together, on two cores.
+@pytest.mark.faults
 @pytest.mark.slow
 def test_those_who_stay_get_what_they_get_alone(crowded_server: LaunchedServer) -> None:
     visits = make_visits()

@@ -15,6 +15,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return hostile(SECONDS, 5, tmp_path_factory.mktemp("hostile"))
 
 
+@pytest.mark.faults
 @pytest.mark.slow  # starts a server, which imports torch, and attacks the server for some seconds
 def test_hostile_clients_get_their_answers_and_the_normal_client_notices_nothing(report: Report) -> None:
     assert report.wrong == []
@@ -22,6 +23,7 @@ def test_hostile_clients_get_their_answers_and_the_normal_client_notices_nothing
     assert report.num_usual_calls > 50
 
 
+@pytest.mark.faults
 @pytest.mark.slow  # takes the report of the test before
 def test_descriptors_of_each_kind_and_memory_are_what_they_were(report: Report) -> None:
     assert report.grown == []

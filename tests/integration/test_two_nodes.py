@@ -140,6 +140,7 @@ def test_signal_to_both_nodes_lets_a_request_end(pair: Pair) -> None:
     assert "node 0 has ended the service" in pair.node_1.log_text
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_cut_cable_ends_both_nodes_within_the_limit(
     model: Path, machines: tuple[FakeMachine, FakeMachine], tmp_path: Path

@@ -30,6 +30,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.mark.kernels
 @pytest.mark.slow  # steps of whole models in the interpreter, and a server, take a minute on a busy machine
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns of infinities, which the interpreter computes with
 def test_a_dry_run_drives_every_part_and_finds_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

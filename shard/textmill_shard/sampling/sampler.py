@@ -173,11 +173,12 @@ class Sampler:
         """Launch the work of `sample` and wait for nothing. The caller reads `open_N` with the tokens."""
         top_rows, logprob_rows = rows[self._top_place], rows[self._logprob_place]
         wants_mass = top_rows is not None or logprob_rows is not None
-        changes = self._changes(rows, len(logits_NV)) if scan is None and self._scanner.changes_rows else None
+        changer = self._scanner.changer if scan is None else None
+        changes = None if changer is None else self._changes(rows, len(logits_NV))
         best_N: Tensor | None
         best_ids_NC: Tensor | None = None  # of the logits
-        if changes is not None:
-            first = self._scanner.first_pass(logits_NV, changes, self._num_candidates(rows, logits_NV, changes))
+        if changer is not None and changes is not None:
+            first = changer.first_pass(logits_NV, changes, self._num_candidates(rows, logits_NV, changes))
             scan, scores_NV, best_N = first.scan, first.scores_NV, first.best_N
             drawn = self._draw_rows(scores_NV, rows, first)
             best_ids_NC = None if changes.changes_scores else first.candidates_NC

@@ -77,9 +77,8 @@ def test_sampler_gives_the_same_with_either_scanner() -> None:
 class PassingScanner(TorchRowScanner):
     """Makes the first pass as the kernels of a GPU do, in plain torch, and counts the passes."""
 
-    changes_rows = True
-
     def __init__(self) -> None:
+        self.changer = self
         self.num_passes = 0
 
     def first_pass(self, logits_NV: torch.Tensor, changes: ScoreChanges, num_candidates: int = 0) -> FirstPass:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -57,6 +59,44 @@ def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> Sta
     return _start_texts(settings, options, status)
 
 
+class _Loaded(Protocol):
+    """The part of a loaded model that the facts of every task have."""
+
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+
+def _facts(settings: ServeSettings, options: TaskOptions, loaded: _Loaded) -> TaskFacts:
+    """Return the facts that every task has, to which each adds its own."""
+    return TaskFacts(
+        model_id=settings.model_id,
+        model_sha=settings.model_sha,
+        model_type=loaded.model_type,
+        dtype=loaded.dtype,
+        device=torch.device(options.device).type,
+        task=settings.task,
+        heads=(),
+        labels=(),
+        problem_type="",
+        weight_bytes=loaded.weight_bytes,
+    )
+
+
+@contextmanager
+def _packages_of(extra: str, task: str) -> Iterator[None]:
+    """Tell the operator which extra brings a package that is missing. Raises UnsupportedModelError."""
+    try:
+        yield
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"--task {task} needs the package {error.name}: pip install 'textmill[{extra}]'"
+        ) from error
+
+
 def _start_texts(settings: ServeSettings, options: TaskOptions, status: ShardStatus) -> StartedRows:
     loaded = load_task(options, status.report_loading)
     status.report_loading("warmup", 0.5)
@@ -72,13 +112,8 @@ def _start_texts(settings: ServeSettings, options: TaskOptions, status: ShardSta
         weight_bytes=loaded.weight_bytes,
     )
     status.progress.measure_warm_up(plan.batch_s)
-    facts = TaskFacts(
-        model_id=settings.model_id,
-        model_sha=settings.model_sha,
-        model_type=loaded.model_type,
-        dtype=loaded.dtype,
-        device=torch.device(options.device).type,
-        task=settings.task,
+    facts = replace(
+        _facts(settings, options, loaded),
         heads=loaded.heads,
         labels=loaded.labels,
         problem_type=loaded.problem_type,
@@ -92,33 +127,22 @@ def _start_texts(settings: ServeSettings, options: TaskOptions, status: ShardSta
         num_token_types=loaded.num_token_types,
         mask_token_id=loaded.mask_token_id,
         tokenizer_digest=loaded.tokenizer_digest,
-        weight_bytes=loaded.weight_bytes,
     )
     return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=plan.max_batch_tokens))
 
 
 def _start_files(settings: ServeSettings, options: TaskOptions, status: ShardStatus) -> StartedRows:
     """Start a model of images or audio. The packages that read files are imported here, because texts need none."""
-    try:
+    with _packages_of("tasks", settings.task):
         from textmill_shard.tasks.media_loader import MediaLimits, load_media
-    except ImportError as error:
-        raise UnsupportedModelError(
-            f"--task {settings.task} needs the package {error.name}: pip install 'textmill[tasks]'"
-        ) from error
     limits = MediaLimits(max_pixels=settings.max_image_pixels, max_seconds=settings.max_audio_seconds)
     loaded = load_media(options, limits, status.report_loading)
     status.progress.measure_warm_up(loaded.batch_s)
-    facts = TaskFacts(
-        model_id=settings.model_id,
-        model_sha=settings.model_sha,
-        model_type=loaded.model_type,
-        dtype=loaded.dtype,
-        device=torch.device(options.device).type,
-        task=settings.task,
+    facts = replace(
+        _facts(settings, options, loaded),
         heads=(loaded.head,),
         labels=loaded.labels,
         problem_type=loaded.problem_type,
-        weight_bytes=loaded.weight_bytes,
         media=loaded.media,
         max_batch_files=loaded.max_batch_files,
         languages=loaded.languages,
@@ -130,25 +154,14 @@ def _start_files(settings: ServeSettings, options: TaskOptions, status: ShardSta
 
 def _start_tables(settings: ServeSettings, options: TaskOptions, status: ShardStatus) -> StartedRows:
     """Start a model of tables. pandas is imported here, because no other task needs the package."""
-    try:
+    with _packages_of("tables", settings.task):
         from textmill_shard.tasks.table_loader import load_tables
-    except ImportError as error:
-        raise UnsupportedModelError(
-            f"--task {settings.task} needs the package {error.name}: pip install 'textmill[tables]'"
-        ) from error
     loaded = load_tables(options, status.report_loading)
     status.progress.measure_warm_up(loaded.batch_s)
-    facts = TaskFacts(
-        model_id=settings.model_id,
-        model_sha=settings.model_sha,
-        model_type=loaded.model_type,
-        dtype=loaded.dtype,
-        device=torch.device(options.device).type,
-        task=settings.task,
+    facts = replace(
+        _facts(settings, options, loaded),
         heads=(HeadName.CELLS,),
         labels=loaded.labels,
-        problem_type="",
-        weight_bytes=loaded.weight_bytes,
         max_row_tokens=loaded.max_row_tokens,
         media="table",
         max_batch_files=1,
@@ -158,25 +171,13 @@ def _start_tables(settings: ServeSettings, options: TaskOptions, status: ShardSt
 
 def _start_speaker(settings: ServeSettings, options: TaskOptions, status: ShardStatus) -> StartedRows:
     """Start a model that speaks. The packages that write audio are imported here, because texts need none."""
-    try:
+    with _packages_of("tasks", settings.task):
         from textmill_shard.tasks.speaking_loader import load_speaker
-    except ImportError as error:
-        raise UnsupportedModelError(
-            f"--task {settings.task} needs the package {error.name}: pip install 'textmill[tasks]'"
-        ) from error
     loaded = load_speaker(options, settings.max_audio_seconds, status.report_loading)
     status.progress.measure_warm_up(loaded.batch_s)
-    facts = TaskFacts(
-        model_id=settings.model_id,
-        model_sha=settings.model_sha,
-        model_type=loaded.model_type,
-        dtype=loaded.dtype,
-        device=torch.device(options.device).type,
-        task=settings.task,
+    facts = replace(
+        _facts(settings, options, loaded),
         heads=(HeadName.SOUNDS,),
-        labels=(),
-        problem_type="",
-        weight_bytes=loaded.weight_bytes,
         media="text",
         max_batch_files=1,
         num_speakers=loaded.num_speakers,

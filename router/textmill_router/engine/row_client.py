@@ -12,7 +12,7 @@ from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 from textmill_router.engine.row_wire import task_facts_from_proto
 from textmill_router.engine.shard_client import ShardClientOptions, channel_options
 from textmill_router.engine.shard_facts import ShardHealth, health_from_proto
-from textmill_router.tasks.rows import TaskFacts
+from textmill_router.tasks.task_facts import TaskFacts
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,9 @@ from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineSta
 from textmill_router.health.group_watch import GroupSigns
 from textmill_router.metrics.row_metrics import RowMetrics
 from textmill_router.tasks.row_queue import BatchLimits, CallNumber, QueuedRow, RowQueue
-from textmill_router.tasks.rows import AnyRow, RowFault, RowResult, TaskFacts
+from textmill_router.tasks.row_results import RowFault, RowResult
+from textmill_router.tasks.rows import AnyRow
+from textmill_router.tasks.task_facts import TaskFacts
 
 log = logging.getLogger(__name__)
 

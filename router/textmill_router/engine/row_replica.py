@@ -16,7 +16,9 @@ from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineSta
 from textmill_router.engine.wire import WireError
 from textmill_router.health.group_watch import GroupSigns
 from textmill_router.metrics.histogram import Histogram
-from textmill_router.tasks.rows import AnyRow, BatchAnswers, TaskFacts
+from textmill_router.tasks.row_results import BatchAnswers
+from textmill_router.tasks.rows import AnyRow
+from textmill_router.tasks.task_facts import TaskFacts
 
 log = logging.getLogger(__name__)
 

@@ -12,46 +12,44 @@ from typing import Any
 from textmill_proto.v1 import shard_pb2
 
 from textmill_router.engine.wire import WireError
-from textmill_router.tasks.rows import (
-    AnyRow,
+from textmill_router.tasks.row_results import (
     BatchAnswers,
     Box,
     BoxAnswer,
-    BoxWish,
     CellAnswer,
     CellChoice,
     DepthAnswer,
     DocumentAnswer,
-    DocumentWish,
-    FileRow,
     Grid,
-    Head,
     MaskAnswer,
-    MaskWish,
     Numbers,
-    Row,
     RowFault,
     RowResult,
     ScoredIds,
     Segment,
     SegmentAnswer,
-    SegmentWish,
     SoundAnswer,
-    SoundFormat,
-    SoundWish,
     Span,
     SpanAnswer,
-    SpanWish,
-    StringRow,
-    TableRow,
-    TaskFacts,
-    Timestamps,
-    TokenLabelWish,
     TranscriptAnswer,
     TranscriptPart,
+    WritingAnswer,
+)
+from textmill_router.tasks.rows import AnyRow, FileRow, Row, StringRow, TableRow
+from textmill_router.tasks.task_facts import TaskFacts
+from textmill_router.tasks.wishes import (
+    BoxWish,
+    DocumentWish,
+    Head,
+    MaskWish,
+    SegmentWish,
+    SoundFormat,
+    SoundWish,
+    SpanWish,
+    Timestamps,
+    TokenLabelWish,
     TranscriptWish,
     VectorWish,
-    WritingAnswer,
     WritingWish,
 )
 

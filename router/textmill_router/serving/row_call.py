@@ -18,7 +18,8 @@ from textmill_router.serving.row_backend import RowBackend
 from textmill_router.serving.service import Service
 from textmill_router.tasks.call import TaskCall
 from textmill_router.tasks.names import is_file_task
-from textmill_router.tasks.rows import FileRow, RowResult, StringRow, TableRow
+from textmill_router.tasks.row_results import RowResult
+from textmill_router.tasks.rows import FileRow, StringRow, TableRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from textmill_router.serving.row_backend import RowBackend
 from textmill_router.settings import Settings
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.names import is_file_task, is_row_task, is_text_task
-from textmill_router.tasks.rows import TaskFacts
+from textmill_router.tasks.task_facts import TaskFacts
 from textmill_router.text.sequence_breakers import SequenceBreakers
 from textmill_router.text.tokenization import Tokenizer
 from textmill_router.tracing.call_trace import CallTracer

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from textmill_router.tasks.rows import AnyRow, RowResult, SoundFormat
+from textmill_router.tasks.row_results import RowResult
+from textmill_router.tasks.rows import AnyRow
+from textmill_router.tasks.wishes import SoundFormat
 
 
 @dataclass(slots=True)

@@ -8,7 +8,8 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import Answer, ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, ImageInputs, check_files
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import DepthAnswer, DepthWish, RowResult
+from textmill_router.tasks.row_results import DepthAnswer, RowResult
+from textmill_router.tasks.wishes import DepthWish
 
 TASK = "depth-estimation"
 MAX_PIXELS = 1 << 24  # of all images of a call, whose answer in JSON has some 20 bytes for each pixel

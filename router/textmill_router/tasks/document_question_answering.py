@@ -10,8 +10,9 @@ from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.picture_questions import PictureQuestionFields, check_questions
-from textmill_router.tasks.rows import DocumentAnswer, DocumentWish, Head, RowResult, Span, WritingWish
+from textmill_router.tasks.row_results import DocumentAnswer, RowResult, Span
 from textmill_router.tasks.visual_question_answering import written_answers
+from textmill_router.tasks.wishes import DocumentWish, Head, WritingWish
 from textmill_router.tasks.word_boxes import Page, WordBoxes, read_page
 
 TASK = "document-question-answering"

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Head, RowResult, ScoredIds
+from textmill_router.tasks.row_results import RowResult, ScoredIds
 from textmill_router.tasks.vector_call import VectorCall
 from textmill_router.tasks.vectors import Inputs, VectorFields, VectorRows, check_options, main_head, read_inputs
+from textmill_router.tasks.wishes import Head
 
 TASK = "feature-extraction"
 

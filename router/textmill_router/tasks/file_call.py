@@ -10,7 +10,9 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import Answer, CallNotes
 from textmill_router.tasks.file_input import FileInput
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import FileRow, Row, RowResult, Wish, WritingAnswer
+from textmill_router.tasks.row_results import RowResult, WritingAnswer
+from textmill_router.tasks.rows import FileRow, Row
+from textmill_router.tasks.wishes import Wish
 
 
 class ImageInputs(msgspec.Struct, gc=False):

@@ -5,8 +5,9 @@ import msgspec
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, check_files, check_top_k
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import LabelWish, RowResult
+from textmill_router.tasks.row_results import RowResult
 from textmill_router.tasks.scores import Function, apply, best_first, default_function, logits_of
+from textmill_router.tasks.wishes import LabelWish
 
 IMAGE_TASK, AUDIO_TASK = "image-classification", "audio-classification"
 

@@ -10,8 +10,10 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.request import token_array
 from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
 from textmill_router.tasks.model import TaskModel, too_long
-from textmill_router.tasks.rows import MaskAnswer, MaskWish, Row, RowResult
+from textmill_router.tasks.row_results import MaskAnswer, RowResult
+from textmill_router.tasks.rows import Row
 from textmill_router.tasks.text_reader import token_types
+from textmill_router.tasks.wishes import MaskWish
 
 TASK = "fill-mask"
 DEFAULT_TOP_K, MAX_TOP_K = 5, 1000

@@ -6,7 +6,7 @@ import msgspec
 
 from textmill_router.bounds import LEAST_TEMPERATURE, MAX_I32, rounded32, shown_number
 from textmill_router.errors import ValidationFailed
-from textmill_router.tasks.rows import WritingWish
+from textmill_router.tasks.wishes import WritingWish
 
 MAX_BEAMS, MAX_TOKENS = 8, 4096
 LEAST_TIME_S = 0.001  # in which a model writes one token; 0 is no time on the wire

@@ -9,7 +9,8 @@ from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, check_files
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.object_detection import share_of
-from textmill_router.tasks.rows import RowResult, Segment, SegmentAnswer, SegmentWish
+from textmill_router.tasks.row_results import RowResult, Segment, SegmentAnswer
+from textmill_router.tasks.wishes import SegmentWish
 
 TASK = "image-segmentation"
 

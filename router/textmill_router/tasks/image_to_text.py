@@ -6,7 +6,7 @@ from textmill_router.tasks.call import Answer, ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, check_files
 from textmill_router.tasks.image_generation import ImageGeneration, writing_wish
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import RowResult, WritingAnswer
+from textmill_router.tasks.row_results import RowResult, WritingAnswer
 
 TASK = "image-to-text"
 

@@ -10,9 +10,10 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.request import token_array
 from textmill_router.tasks.call import CallNotes
 from textmill_router.tasks.model import TaskModel, too_long
-from textmill_router.tasks.rows import LabelWish, Row
+from textmill_router.tasks.rows import Row
 from textmill_router.tasks.text_reader import cut, pair_lengths, token_types
 from textmill_router.tasks.token_parts import copy_of
+from textmill_router.tasks.wishes import LabelWish
 
 # What gives way when a row is too long: nothing, the longer text of a pair, or the first text alone.
 CutRule = Literal["never", "longest", "first"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from textmill_router.errors import TooManyRows, ValidationFailed
-from textmill_router.tasks.rows import TaskFacts
+from textmill_router.tasks.task_facts import TaskFacts
 from textmill_router.tasks.text_reader import TextReader
 from textmill_router.text.tokenizer_files import read_json_object
 

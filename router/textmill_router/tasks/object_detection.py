@@ -8,7 +8,8 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, check_files
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Box, BoxAnswer, BoxWish, RowResult
+from textmill_router.tasks.row_results import Box, BoxAnswer, RowResult
+from textmill_router.tasks.wishes import BoxWish
 
 TASK = "object-detection"
 DEFAULT_THRESHOLD = 0.5

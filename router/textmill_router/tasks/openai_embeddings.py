@@ -6,9 +6,10 @@ import msgspec
 
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Head, RowResult
+from textmill_router.tasks.row_results import RowResult
 from textmill_router.tasks.vector_call import VectorCall
 from textmill_router.tasks.vectors import Encodings, Inputs, VectorFields, VectorRows, check_options, read_inputs
+from textmill_router.tasks.wishes import Head
 
 TASK = "feature-extraction"
 

@@ -14,10 +14,12 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.request import token_array
 from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Row, RowResult, SpanAnswer, SpanWish
+from textmill_router.tasks.row_results import RowResult, SpanAnswer
+from textmill_router.tasks.rows import Row
 from textmill_router.tasks.text_reader import token_types
 from textmill_router.tasks.token_parts import part_of
 from textmill_router.tasks.windows import windows_of
+from textmill_router.tasks.wishes import SpanWish
 
 TASK = "question-answering"
 DEFAULT_MAX_SEQ_LEN = 384

@@ -9,7 +9,8 @@ from textmill_router.errors import ValidationFailed, WrongTask
 from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
 from textmill_router.tasks.label_rows import LabelRows, LabelText
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Row, RowResult
+from textmill_router.tasks.row_results import RowResult
+from textmill_router.tasks.rows import Row
 from textmill_router.tasks.scores import logits_of, sigmoid
 from textmill_router.tasks.text_classification import check_texts
 

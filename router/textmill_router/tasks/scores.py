@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from textmill_router.tasks.rows import Numbers, RowResult, TaskFacts
+from textmill_router.tasks.row_results import Numbers, RowResult
+from textmill_router.tasks.task_facts import TaskFacts
 
 Function = Literal["sigmoid", "softmax", "none"]
 

@@ -9,9 +9,10 @@ import msgspec
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Head, Numbers, RowResult
+from textmill_router.tasks.row_results import Numbers, RowResult
 from textmill_router.tasks.vector_call import VectorCall
 from textmill_router.tasks.vectors import Text, VectorFields, VectorRows, check_options
+from textmill_router.tasks.wishes import Head
 
 TASK = "sentence-similarity"
 

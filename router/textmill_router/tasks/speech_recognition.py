@@ -9,7 +9,8 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, check_files
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import RowResult, Timestamps, TranscriptAnswer, TranscriptWish
+from textmill_router.tasks.row_results import RowResult, TranscriptAnswer
+from textmill_router.tasks.wishes import Timestamps, TranscriptWish
 
 TASK = "automatic-speech-recognition"
 MIN_CHUNK_S, MAX_CHUNK_S = 0.1, 600.0  # one step of a CTC model reads up to 0.025 s

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from textmill_router.tasks.rows import TranscriptPart
+from textmill_router.tasks.row_results import TranscriptPart
 
 # In WebVTT these characters begin a tag or a reference.
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})

@@ -12,7 +12,9 @@ import msgspec
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import CellAnswer, CellChoice, CellWish, RowResult, TableRow
+from textmill_router.tasks.row_results import CellAnswer, CellChoice, RowResult
+from textmill_router.tasks.rows import TableRow
+from textmill_router.tasks.wishes import CellWish
 
 TASK = "table-question-answering"
 # The tokenizer of TAPAS runs in Python, for about half a millisecond a cell, and a model reads some hundred cells.

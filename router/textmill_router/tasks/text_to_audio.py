@@ -10,7 +10,9 @@ import msgspec
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import RowResult, SoundAnswer, SoundFormat, SoundWish, StringRow
+from textmill_router.tasks.row_results import RowResult, SoundAnswer
+from textmill_router.tasks.rows import StringRow
+from textmill_router.tasks.wishes import SoundFormat, SoundWish
 
 TASK = "text-to-audio"
 MAX_CHARACTERS = 4096

@@ -14,7 +14,8 @@ import tokenizers
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Row, RowResult
+from textmill_router.tasks.row_results import RowResult
+from textmill_router.tasks.rows import Row
 
 INLINE_TOKENS = 500  # told at once; more go to a thread, because they would hold up other calls
 MAX_ID = (1 << 32) - 1  # the library's ids have 32 bits

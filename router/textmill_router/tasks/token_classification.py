@@ -11,10 +11,12 @@ from textmill_router.request import token_array
 from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
 from textmill_router.tasks.entities import Strategy, TaggedToken, find_entities
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Numbers, Row, RowResult, TokenLabelWish
+from textmill_router.tasks.row_results import Numbers, RowResult
+from textmill_router.tasks.rows import Row
 from textmill_router.tasks.text_reader import token_types
 from textmill_router.tasks.token_parts import part_of
 from textmill_router.tasks.windows import wanted_tokens, windows_of
+from textmill_router.tasks.wishes import TokenLabelWish
 
 TASK = "token-classification"
 DEFAULT_STRIDE = 64

@@ -11,9 +11,11 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
 from textmill_router.tasks.file_input import FileInput
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import FileRow, RowResult, Timestamps, TranscriptAnswer, TranscriptPart, TranscriptWish
+from textmill_router.tasks.row_results import RowResult, TranscriptAnswer, TranscriptPart
+from textmill_router.tasks.rows import FileRow
 from textmill_router.tasks.speech_recognition import TASK, check_translates, language_of, seconds_of
 from textmill_router.tasks.subtitles import subrip, web_vtt
+from textmill_router.tasks.wishes import Timestamps, TranscriptWish
 
 FILE_FIELD = "file"
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")

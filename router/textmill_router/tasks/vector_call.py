@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from textmill_router.tasks.call import Answer, CallNotes
-from textmill_router.tasks.rows import Row, RowResult
+from textmill_router.tasks.row_results import RowResult
+from textmill_router.tasks.rows import Row
 from textmill_router.tasks.vectors import VectorRows
 
 

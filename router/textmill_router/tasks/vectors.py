@@ -15,17 +15,10 @@ from textmill_router.errors import ValidationFailed, WrongTask
 from textmill_router.request import token_array
 from textmill_router.tasks.call import CallNotes
 from textmill_router.tasks.model import TaskModel, too_long
-from textmill_router.tasks.rows import (
-    Head,
-    Numbers,
-    Row,
-    RowResult,
-    SparseVectorWish,
-    TokenVectorWish,
-    VectorWish,
-    Wish,
-)
+from textmill_router.tasks.row_results import Numbers, RowResult
+from textmill_router.tasks.rows import Row
 from textmill_router.tasks.text_reader import cut, token_types
+from textmill_router.tasks.wishes import Head, SparseVectorWish, TokenVectorWish, VectorWish, Wish
 
 Direction = Literal["right", "left", "Right", "Left"]
 Encodings = Literal["float", "base64"]

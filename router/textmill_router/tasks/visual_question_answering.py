@@ -6,8 +6,9 @@ from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, check_top_k
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.picture_questions import PictureQuestionFields, check_questions
-from textmill_router.tasks.rows import Head, LabelWish, RowResult, WritingAnswer, WritingWish
+from textmill_router.tasks.row_results import RowResult, WritingAnswer
 from textmill_router.tasks.scores import best_first, logits_of, sigmoid
+from textmill_router.tasks.wishes import Head, LabelWish, WritingWish
 
 TASK = "visual-question-answering"
 

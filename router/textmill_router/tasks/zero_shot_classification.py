@@ -10,8 +10,10 @@ from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
 from textmill_router.tasks.candidate_labels import checked_labels, checked_template
 from textmill_router.tasks.label_rows import LabelRows, LabelText
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Row, RowResult, TaskFacts
+from textmill_router.tasks.row_results import RowResult
+from textmill_router.tasks.rows import Row
 from textmill_router.tasks.scores import logits_of, softmax
+from textmill_router.tasks.task_facts import TaskFacts
 
 TASK = "zero-shot-classification"
 DEFAULT_TEMPLATE = "This example is {}."

@@ -6,7 +6,8 @@ from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.candidate_labels import LABELS_PATH, check_lengths, checked_labels, checked_template
 from textmill_router.tasks.file_call import FileBody, FileCall, ImageInputs, check_files, with_texts
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Numbers, PairScoreWish, RowResult
+from textmill_router.tasks.row_results import Numbers, RowResult
+from textmill_router.tasks.wishes import PairScoreWish
 
 TASK = "zero-shot-image-classification"
 DEFAULT_TEMPLATE = "This is a photo of {}."

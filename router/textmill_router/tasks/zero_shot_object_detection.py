@@ -8,7 +8,8 @@ from textmill_router.tasks.candidate_labels import LABELS_PATH, check_lengths, c
 from textmill_router.tasks.file_call import FileBody, FileCall, ImageInputs, check_files, with_texts
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.object_detection import share_of, shown_box
-from textmill_router.tasks.rows import BoxAnswer, BoxWish, RowResult
+from textmill_router.tasks.row_results import BoxAnswer, RowResult
+from textmill_router.tasks.wishes import BoxWish
 
 TASK = "zero-shot-object-detection"
 DEFAULT_THRESHOLD = 0.1

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from textmill_router.tasks.rows import Grid
+from textmill_router.tasks.row_results import Grid
 
 PIECE_BYTES = 4 << 20  # of a piece, which ends with the part that reaches so many
 _ENCODER = msgspec.json.Encoder()

@@ -3,7 +3,7 @@
 from starlette.types import Scope
 
 from textmill_router.http.json_body import header_of
-from textmill_router.tasks.rows import SoundFormat
+from textmill_router.tasks.wishes import SoundFormat
 
 _FORMATS = {
     "audio/flac": SoundFormat.FLAC,

@@ -12,7 +12,9 @@ from textmill_router.engine.row_engine import CallResults, RowEngine, RowsFailed
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.shard_link import ShardLink
 from textmill_router.engine.status import EnginePhase
-from textmill_router.tasks.rows import AnyRow, BatchAnswers, FileRow, Numbers, Row, VectorWish, WritingWish
+from textmill_router.tasks.row_results import BatchAnswers, Numbers
+from textmill_router.tasks.rows import AnyRow, FileRow, Row
+from textmill_router.tasks.wishes import VectorWish, WritingWish
 
 from tests.fakes.fake_row_shard import FakeRowShard, RowShardOptions, plain_vector
 

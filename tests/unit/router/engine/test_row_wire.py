@@ -6,28 +6,28 @@ import pytest
 from textmill_proto.v1 import shard_pb2
 from textmill_router.engine.row_wire import answers_from_proto, batch_to_proto
 from textmill_router.engine.wire import WireError
-from textmill_router.tasks.rows import (
+from textmill_router.tasks.row_results import (
     CellAnswer,
     CellChoice,
-    CellWish,
     DepthAnswer,
-    DepthWish,
     DocumentAnswer,
-    DocumentWish,
-    FileRow,
-    LabelWish,
-    PairScoreWish,
     RowFault,
     SoundAnswer,
-    SoundFormat,
-    SoundWish,
     Span,
-    StringRow,
-    TableRow,
     TranscriptAnswer,
     TranscriptPart,
-    TranscriptWish,
     WritingAnswer,
+)
+from textmill_router.tasks.rows import FileRow, StringRow, TableRow
+from textmill_router.tasks.wishes import (
+    CellWish,
+    DepthWish,
+    DocumentWish,
+    LabelWish,
+    PairScoreWish,
+    SoundFormat,
+    SoundWish,
+    TranscriptWish,
     WritingWish,
 )
 

@@ -1,6 +1,6 @@
 """Subtitles against the text that the formats' descriptions show."""
 
-from textmill_router.tasks.rows import TranscriptPart
+from textmill_router.tasks.row_results import TranscriptPart
 from textmill_router.tasks.subtitles import subrip, web_vtt
 
 PARTS = (

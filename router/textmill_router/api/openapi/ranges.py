@@ -8,7 +8,7 @@ from textmill_router.api.openai.chat_types import CHAT_NAMES
 from textmill_router.api.openai.completion_types import COMPLETION_BOUNDS, COMPLETION_NAMES
 from textmill_router.api.openai.prompt_logprobs import MAX_ALTERNATIVES
 from textmill_router.api.openai.types import OPENAI_BOUNDS
-from textmill_router.api.tgi.writing_wish import MAX_BEAMS, MAX_LENGTH_PENALTY
+from textmill_router.api.tgi.writing_wish import MAX_BEAMS, MAX_LENGTH_PENALTY, WRITING_RANGES
 from textmill_router.bounds import Bounds
 from textmill_router.http.key_file import MAX_PRIORITY, MIN_PRIORITY
 from textmill_router.serving.validation import PARAMETER_BOUNDS, SIGNED_SEED
@@ -64,6 +64,9 @@ _OTHERS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         "priority": _PRIORITY,
     },
 }
+# The bodies of the writing tasks have ranges of their own. For these numbers the table has the narrower rule.
+_WRITING = ("WritingParameters", "WritingFields")
+_NARROWER = ("top_p", "typical_p")
 
 
 def add_ranges(components: dict[str, Any]) -> None:
@@ -82,6 +85,14 @@ def add_ranges(components: dict[str, Any]) -> None:
                 schema["default"] = bounds.off
         for name, edges in _OTHERS[body].items():
             _number_of(properties[name]).update(edges)
+    for body in components.keys() & set(_WRITING):
+        properties = components[body]["properties"]
+        for name, (low, high) in WRITING_RANGES.items():
+            _number_of(properties[name]).update(minimum=low, maximum=high)
+        for name in _NARROWER:
+            number = _number_of(properties[name])
+            number.pop("minimum", None)
+            number.update(_edges(PARAMETER_BOUNDS[name]))
 
 
 def _number_of(schema: dict[str, Any]) -> dict[str, Any]:

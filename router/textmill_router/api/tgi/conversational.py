@@ -50,6 +50,21 @@ class ConversationBody(msgspec.Struct, gc=False):
     parameters: ConversationParameters | None = None
 
 
+class ConversationTurns(msgspec.Struct, gc=False):
+    """All turns, in the order in which they were said."""
+
+    past_user_inputs: list[str]
+    generated_responses: list[str]
+
+
+class ConversationAnswer(msgspec.Struct, gc=False):
+    """The answer of a conversational call. `warnings` is empty, and is there because clients of the page read it."""
+
+    generated_text: str
+    conversation: ConversationTurns
+    warnings: list[str]
+
+
 _DECODER = msgspec.json.Decoder(ConversationBody)
 
 
@@ -90,14 +105,11 @@ class ConversationalRoute:
         # A task of texts answers with a list, under a key that follows the task.
         text = next(iter(found[0].values())) if joined is not None else found["choices"][0]["message"]["content"] or ""
         inputs = body.inputs
-        content: dict[str, object] = {
-            "generated_text": text,
-            "conversation": {
-                "past_user_inputs": [*(inputs.past_user_inputs or []), inputs.text],
-                "generated_responses": [*(inputs.generated_responses or []), text],
-            },
-            "warnings": [],
-        }
+        turns = ConversationTurns(
+            past_user_inputs=[*(inputs.past_user_inputs or []), inputs.text],
+            generated_responses=[*(inputs.generated_responses or []), text],
+        )
+        content = ConversationAnswer(generated_text=text, conversation=turns, warnings=[])
         headers = [header for header in answer.headers if header[0].startswith(b"x-compute") or header[0] == b"vary"]
         await send_reply(scope, send, 200, msgspec.json.encode(content), headers=headers)
 

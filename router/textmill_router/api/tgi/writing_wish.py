@@ -27,7 +27,7 @@ LEAST_TIME_S = 0.001  # what a call gets that asks for no time at all
 Given: TypeAlias = Mapping[str, float]
 _CUTS = (True, "longest_first", "only_first")
 _DRAWN = (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0), ("typical_p", 1.0))
-_RANGES: Mapping[str, tuple[float, float]] = {
+WRITING_RANGES: Mapping[str, tuple[float, float]] = {
     "max_new_tokens": (1, MAX_U32),
     "max_length": (1, MAX_U32),
     "min_length": (0, MAX_U32),
@@ -166,7 +166,7 @@ def _last(parts: tuple[SearchFields | None, ...], name: str) -> bool | None:
 
 def check_ranges(given: Given) -> None:
     """Raise ValidationFailed for the first number out of its range."""
-    for name, (low, high) in _RANGES.items():
+    for name, (low, high) in WRITING_RANGES.items():
         value = given.get(name)
         if value is not None and not low <= value <= high:
             path = f"parameters.{name}"

@@ -121,15 +121,18 @@ def room_files(room: str) -> list[Path]:
     return list((REPOSITORY / room).rglob("*.py"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/clients.md", "docs/debugging.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/clients.md", "docs/debugging.md", "docs/gpu.md"])
 def test_every_flag_that_a_page_names_is_one_of_the_launcher(page: str) -> None:
     """Snippets in a named language are of other programs with flags of their own, and so are the words on lm-eval."""
     flags = {name for option in ALL_OPTIONS for name in (option.flag, *option.aliases)} | {
         "--batch_size",
+        "--budget-s",
         "--config",
+        "--device-memory",
         "--help",
         "--print-completion",
         "--print-config",
+        "--shm-size",
     }
     text = re.sub(r"^```\w+\n.*?^```", "", (REPOSITORY / page).read_text(), flags=re.DOTALL | re.MULTILINE)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text))

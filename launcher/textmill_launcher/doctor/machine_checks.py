@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import socket
+import sysconfig
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,11 +93,25 @@ def _as_warning(subject: str, found: str, to_do: str, code: ExitCode) -> Finding
 
 def _compiler(settings: Settings) -> Finding:
     found = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    if settings.device != "cpu" and settings.attention_backend in (None, "triton") and driver_lines():
+        return _compiler_of_triton(Path(sysconfig.get_path("include")) / "Python.h")
     if settings.no_native_kernels:
         return ok("compiler", "not needed with --no-native-kernels")
     if found is None:
         return warning("compiler", "no cc, gcc or clang: a CPU computes more slowly", "install gcc and libc6-dev")
     return ok("compiler", str(shutil.which(found)))
+
+
+def _compiler_of_triton(header: Path) -> Finding:
+    """Look for what Triton takes at run time on a GPU: the compiler of CC, gcc or clang, and the headers of Python."""
+    found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if not found:
+        missing, to_do = "no gcc, no clang and no variable CC", "install gcc and libc6-dev"
+    elif not header.is_file():
+        missing, to_do = f"no {header}", "install python3-dev"
+    else:
+        return ok("compiler", f"{found}, {header}")
+    return warning("compiler", f"{missing}: Triton has no kernels, and the GPU computes slowly", to_do)
 
 
 def _memory() -> Finding:

@@ -74,6 +74,25 @@ def test_lines_name_state_subject_and_what_to_do(tmp_path: Path, model: Path) ->
     assert "ok       weights: " in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("programs", "state", "words"),
+    [((), "warning", "no gcc, no clang and no variable CC: Triton has no kernels"), (("gcc",), "ok", "Python.h")],
+    ids=["without", "with"],
+)
+def test_gpu_needs_a_compiler_that_triton_finds(
+    programs: tuple[str, ...], state: str, words: str, tmp_path: Path, model: Path
+) -> None:
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for program in ("cc", *programs):
+        (folder / program).touch(mode=0o755)
+    (folder / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100, 555.42, 81559 MiB'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    _, found = doctor(tmp_path, "--model-id", str(model), PATH=str(folder), CC="")
+    assert found["compiler"]["state"] == state
+    assert words in found["compiler"]["found"]
+
+
 def cut_weights(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])

@@ -1,7 +1,7 @@
 """Executes plans and steps on the state of one rank. Equal states and equal plans give equal states on every rank.
 
-The executor takes no decision of its own: plans and the rule of composition fix all that it does. `engine.py` calls the
-executor on rank 0, and `follower.py` on the other ranks.
+The executor takes no decision of its own: plans and the rule of composition fix all that it does. `engine.py` and
+`step_pipeline.py` call the executor on rank 0, and `follower.py` on the other ranks.
 """
 
 # T tokens of the step, R rows, N rows that sample, V vocabulary, D width of the hidden states

@@ -53,7 +53,7 @@ def test_request_ids_use_all_64_bits() -> None:
 
 
 def test_debug_log_follows_a_request_by_the_id_of_the_wire(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("DEBUG", "textmill_shard.engine.engine"), gated() as shard:
+    with caplog.at_level("DEBUG", "textmill_shard.engine"), gated() as shard:
         shard.send(admits=[admit(0, PROMPT, request_id=41, max_new=2), admit(1, PROMPT, request_id=42, max_new=9)])
         for _ in range(2):
             shard.step()

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from textmill_router.grammar.request_forms import regex_grammar, schema_grammar
-from textmill_shard.grammar.matcher import GrammarFault, Matcher, MatcherFactory
+from textmill_shard.grammar.fault import GrammarFault
+from textmill_shard.grammar.matcher import Matcher, MatcherFactory
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.runner import ModelRunner

@@ -11,7 +11,7 @@ import torch
 
 from textmill_shard.engine.batch_builder import WishUpload, build_step_rows
 from textmill_shard.engine.upload import HostArray, Upload, to_host
-from textmill_shard.grammar.matcher import GrammarFault
+from textmill_shard.grammar.fault import GrammarFault
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.model.forward_batch import ForwardOutput, HostScan, RowScan
 from textmill_shard.sampling.logprobs import TopTokens

@@ -12,14 +12,11 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
+from textmill_shard.grammar.fault import GrammarFault
 from textmill_shard.slots.plan import Grammar
 
 MAX_KEPT_GRAMMARS = 64
 _BITS_PER_WORD = 32
-
-
-class GrammarFault(Exception):
-    """A grammar that cannot be compiled, or a matcher that cannot go on; `str()` is for the client."""
 
 
 class Matcher:

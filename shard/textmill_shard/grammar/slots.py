@@ -11,14 +11,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from textmill_shard.grammar.matcher import GrammarFault, Matcher, MatcherFactory
+from textmill_shard.grammar.fault import GrammarFault
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import Admit, IdArray
 from textmill_shard.slots.slot_table import SlotTable
+
+if TYPE_CHECKING:  # the factory is handed in, so that a shard without grammars needs no grammar library
+    from textmill_shard.grammar.matcher import Matcher, MatcherFactory
 
 NUM_COMPILE_THREADS = 2
 NUM_MASK_THREADS = 4
@@ -32,7 +36,7 @@ class _Seat:
 
     admit: Admit
     num_output_tokens: int
-    matcher: Matcher | None = None  # None until it is compiled
+    matcher: "Matcher | None" = None  # None until it is compiled
     fault: str | None = None
     mask: "Future[npt.NDArray[np.bool_]] | None" = None  # of the step under way
 
@@ -40,7 +44,7 @@ class _Seat:
 class GrammarSlots:
     """`begin`, `take_compiled`, `start_masks`, `mask`, `append` and `reset` are called by the step loop."""
 
-    def __init__(self, factory: MatcherFactory | None, finish_rules: FinishRules) -> None:
+    def __init__(self, factory: "MatcherFactory | None", finish_rules: FinishRules) -> None:
         self._factory = factory
         self._finish_rules = finish_rules
         self._seats: dict[int, _Seat] = {}  # by slot

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from textmill_shard.engine.session import StreamEnd
-from textmill_shard.grammar.matcher import GrammarFault
+from textmill_shard.grammar.fault import GrammarFault
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.sampling.sampler import Draft, SampledRows, Sampler
 from textmill_shard.slots.plan import (

@@ -98,7 +98,7 @@ def test_rows_of_a_lost_shard_are_computed_again_once(tmp_path: Path) -> None:
         router.shard.lose_batches(1)
         answer = callers.post({"inputs": ["a dog", "a cat"]}).result()
         assert (answer.status_code, answer.json()) == (200, [vector_of("a dog"), vector_of("a cat")])
-        assert len(router.shard.batches) == 2
+        assert [len(batch.rows) for batch in router.shard.batches] == [2, 1, 1]
         metrics = httpx.get(f"{router.url}/metrics", trust_env=False).text
         assert "textmill_repeated_rows 2" in metrics
         router.shard.lose_batches(2)
@@ -117,11 +117,32 @@ def test_all_batches_of_a_lost_shard_are_computed_again(tmp_path: Path) -> None:
         shard.lose_batches(1)
         second = callers.post({"inputs": ["a cat"] * 4})
         shard.wait_for_batches(2)  # lost at once, and with it the connection of the first
-        shard.wait_for_batches(4)  # both were sent again
+        shard.wait_for_batches(3)  # the first row is sent again
         shard.release()
         assert first.result().json() == [vector_of("a dog")] * 4
         assert second.result().json() == [vector_of("a cat")] * 4
         assert "textmill_repeated_rows 8" in httpx.get(f"{router.url}/metrics", trust_env=False).text
+
+
+def test_a_row_that_ends_the_shard_fails_its_call_alone_at_the_second_death(tmp_path: Path) -> None:
+    with serving(tmp_path) as router, Callers(router) as callers:
+        shard: FakeRowShard = router.shard
+        shard.die_of(lambda ids: len(ids) == 5)
+        shard.hold()
+        first = callers.post({"inputs": "a dog"})
+        shard.wait_for_batches(1)
+        bad = callers.post({"inputs": ["a cat", "the happy dog", "my dog"]})
+        wait_for_rows(router, 3)
+        good = callers.post({"inputs": ["a cat", "my cat"]})
+        wait_for_rows(router, 5)
+        shard.release()
+        assert first.result().status_code == 200
+        assert (bad.result().status_code, bad.result().json()["error_type"]) == (424, "generation")
+        assert "lost twice with this row, the second time with this row alone" in bad.result().json()["error"]
+        assert good.result().json() == [vector_of("a cat"), vector_of("my cat")]
+        # Only two batches had the deadly row, because each death is a restart; the last row of its call ran no more.
+        assert [len(batch.rows) for batch in shard.batches] == [1, 5, 1, 1, 1, 1]
+        assert callers.post({"inputs": "a dog"}).result().status_code == 200
 
 
 def test_a_row_that_the_shard_refuses_fails_its_call_alone(tmp_path: Path) -> None:

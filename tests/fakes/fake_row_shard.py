@@ -78,6 +78,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
         self._num_losses = 0
         self._is_poisoned: Callable[[Sequence[int]], bool] = lambda ids: False
         self._is_refused: Callable[[Any], bool] = lambda row: False
+        self._is_deadly: Callable[[Any], bool] = lambda row: False
         self._loading: tuple[str, float] | None = None
         self._arrived = threading.Condition()
         self.batches: list[SeenBatch] = []
@@ -117,6 +118,10 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
     def refuse(self, condition: Callable[[Any], bool]) -> None:
         """Refuse each batch that has a row (token ids, file, table or string) for which the condition holds."""
         self._is_refused = condition
+
+    def die_of(self, condition: Callable[[Any], bool]) -> None:
+        """Lose the shard, which is there again at once, at each batch that has a row for which the condition holds."""
+        self._is_deadly = condition
 
     def load(self, phase: str | None, progress: float = 0.0) -> None:
         """Report a phase of loading from now on, or with None readiness."""
@@ -183,6 +188,8 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
             self._num_losses -= 1
             context.abort(grpc.StatusCode.UNAVAILABLE, "scripted loss")
         self._may_answer.wait()
+        if any(self._is_deadly(row) for row in rows):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "scripted death")
         if any(self._is_refused(row) for row in rows):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "scripted refusal")
         answers = shard_pb2.RowAnswers(number=request.number, wait_ns=1000, compute_ns=2000)

@@ -23,6 +23,10 @@ class ShardLost(Exception):
     """The shard has ended, or the connection to the shard; its batches are lost."""
 
 
+class ShardAway(Exception):
+    """There is no shard, so that the batch was not sent."""
+
+
 class BatchRefused(Exception):
     """The shard has refused a batch, which is a mistake of router or shard. The text says why."""
 
@@ -46,9 +50,12 @@ class RowClient:
         self._lost = asyncio.Event()
 
     async def send(self, batch: shard_pb2.RowBatch) -> shard_pb2.RowAnswers:
-        """Return the answers to a batch. Raises ShardLost and BatchRefused. A cancelled call cancels the batch."""
+        """Return the answers to a batch. A cancelled call cancels the batch.
+
+        Raises ShardAway, ShardLost and BatchRefused.
+        """
         if self._stub is None:
-            raise ShardLost("the shard is away")
+            raise ShardAway("the shard is away")
         try:
             answers: shard_pb2.RowAnswers = await self._stub.RunRows(batch)
         except grpc.aio.AioRpcError as error:

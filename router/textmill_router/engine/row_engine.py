@@ -2,6 +2,10 @@
 
 Everything runs in one asyncio loop. A batch is formed when a shard is free, so that all rows that have come until then
 can be in the batch. While a shard computes, a second batch is sent ahead only if the waiting rows fill a batch.
+
+A row may end the process of the shard. All rows that a lost shard had are suspects, and run again one by one, with
+nothing beside them in their shard. So the second loss names the row that is guilty, and only the call of that row fails
+(rule 32 in docs/wire.md).
 """
 
 import asyncio
@@ -11,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from textmill_router.engine.row_client import BatchRefused, ShardLost
+from textmill_router.engine.row_client import BatchRefused, ShardAway, ShardLost
 from textmill_router.engine.row_replica import RowReplica
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineStatus
@@ -27,7 +31,6 @@ log = logging.getLogger(__name__)
 MAX_ROWS = 256  # of a batch
 MAX_BATCH_BYTES = 32 << 20  # of files; a message to the shard has at most 64 MiB, and one larger file goes alone
 MAX_SENT = 2  # batches: one that runs, and one that waits in the shard (rule 27)
-MAX_TRIES = 2  # of a row whose batch is lost with its shard
 
 
 class RowsFailed(Exception):
@@ -172,8 +175,8 @@ class RowEngine:
     async def compute(self, rows: Sequence[AnyRow]) -> CallResults:
         """Return the answers of a call's rows, which ask for the same head.
 
-        Rows whose shard is lost are computed again, once. The rows of a batch that the shard refuses are computed again
-        one by one. A caller that is cancelled takes its waiting rows back.
+        Rows whose shard is lost are computed again one by one, once. The rows of a batch that the shard refuses are
+        computed again one by one. A caller that is cancelled takes its waiting rows back.
 
         Raises RowsFailed for a row without an answer, FileRefused for a file that cannot be read, and EngineEnded where
         no shard serves any more.
@@ -235,24 +238,33 @@ class RowEngine:
     def _form(self) -> None:
         self._is_due = False
         while len(self._queue):
-            replica = self._free_replica()
+            is_alone = self._queue.has_suspects
+            replica = self._free_replica(is_alone=is_alone)
             if replica is None:
                 return
             assert replica.facts is not None
             limits = self._limits_of(replica.facts)
             if replica.num_running and not self._queue.fills_batch(limits):
                 return
-            if self._waits_for_rows(limits):
+            if not is_alone and self._waits_for_rows(limits):
                 return
             batch = self._queue.next_batch(limits)
-            task = asyncio.create_task(self._run_batch(replica, replica.begin_batch(), batch))
+            task = asyncio.create_task(self._run_batch(replica, replica.begin_batch(is_alone=is_alone), batch))
             self._sends.add(task)
             task.add_done_callback(self._sends.discard)
         self._window_ends_s = None
 
-    def _free_replica(self) -> RowReplica | None:
-        """Return the replica that has the least to do, or None where each has as many batches as it may have."""
-        ready = [replica for replica in self.replicas if replica.is_up and replica.num_running < MAX_SENT]
+    def _free_replica(self, *, is_alone: bool) -> RowReplica | None:
+        """Return the replica that has the least to do, or None where each has as many batches as it may have.
+
+        A replica for a suspect has nothing to do.
+        """
+        most = 1 if is_alone else MAX_SENT
+        ready = [
+            replica
+            for replica in self.replicas
+            if replica.is_up and replica.num_running < most and not replica.runs_alone
+        ]
         return min(ready, key=lambda replica: replica.num_running, default=None)
 
     def _limits_of(self, facts: TaskFacts) -> BatchLimits:
@@ -271,6 +283,8 @@ class RowEngine:
                 call.first_sent_s = began_s
         try:
             answers = await replica.compute(number, [row.content for row in batch])
+        except ShardAway:
+            self._queue.put_back([row for row in batch if row.call in self._calls])
         except ShardLost as error:
             self._on_lost_batch(batch, str(error))
         except BatchRefused as error:
@@ -296,15 +310,19 @@ class RowEngine:
                 self._form_soon()
 
     def _on_lost_batch(self, batch: Sequence[QueuedRow[AnyRow]], reason: str) -> None:
+        """Let each row of a lost batch run alone. A row that was alone has ended the shard, and fails."""
         again = []
         for row in batch:
             if row.call not in self._calls:
                 continue
-            if row.num_tries + 1 < MAX_TRIES:
-                again.append(row)
+            if row.is_suspect:
+                log.error("a row has ended the shard twice", extra={"reason": reason})
+                self._fail(
+                    row, f"the shard was lost twice with this row, the second time with this row alone ({reason})"
+                )
             else:
-                self._fail(row, f"the shard was lost twice while it computed the row ({reason})")
-        self._queue.put_back(again)
+                again.append(row)
+        self._queue.put_back_suspects(again)
         self.metrics.num_repeated_rows += len(again)
 
     def _on_refused_batch(self, batch: Sequence[QueuedRow[AnyRow]], message: str) -> None:

@@ -51,6 +51,7 @@ class RowReplica:
         self._client = RowClient(options)
         self._num_batches = 0
         self._running_since: dict[int, float] = {}  # the time of the start of each batch that is under way
+        self.runs_alone = False  # whether the batch under way must have no other beside it
         self.facts: TaskFacts | None = None
         self.status = EngineStatus()
         self.recovery = Recovery(time.monotonic, recoveries)
@@ -95,14 +96,22 @@ class RowReplica:
             is_overdue=self._is_overdue,
         )
 
-    def begin_batch(self) -> int:
-        """Return the number of a new batch, which counts as under way from now until `compute` ends."""
+    def begin_batch(self, *, is_alone: bool) -> int:
+        """Return the number of a new batch, which counts as under way from now until `compute` ends.
+
+        `is_alone`: no other batch may begin before that end.
+        """
+        assert not self.runs_alone
         self._num_batches += 1
+        self.runs_alone = is_alone
         self._running_since[self._num_batches] = time.monotonic()
         return self._num_batches
 
     async def compute(self, number: int, rows: Sequence[AnyRow]) -> BatchAnswers:
-        """Return the answer of each row. Raises ShardLost, and BatchRefused for a batch that broke the contract."""
+        """Return the answer of each row.
+
+        Raises ShardAway, ShardLost, and BatchRefused for a batch that broke the contract.
+        """
         try:
             answers = await self._client.send(batch_to_proto(number, rows))
             return answers_from_proto(answers, number, rows)
@@ -110,6 +119,7 @@ class RowReplica:
             raise BatchRefused(str(error)) from error
         finally:
             del self._running_since[number]
+            self.runs_alone = False
             self._heard_s = time.monotonic()
 
     # ---- Calls of the client: the methods of `RowHandler`.

@@ -3,6 +3,9 @@
 A call has one row or several. Calls take turns: the call at the head of the queue chooses a batch by its oldest row,
 and goes behind the others while rows of it are left. So a call of a thousand rows holds nobody up for longer than one
 batch. The batch of a row has the rows whose lengths are nearest, because padding costs as much as text.
+
+A row whose batch was lost with its shard is a suspect, because the row may have ended the shard. Suspects come before
+all other rows, each in a batch of its own, and the owner of the queue lets nothing run beside such a batch.
 """
 
 from bisect import bisect_left, insort
@@ -35,7 +38,7 @@ class BatchLimits:
 class QueuedRow(Generic[Content]):
     """One row of a call. Rows of the same `kind` may run together. `order` is the row's place in the order of arrival.
 
-    `num_tries` counts the batches that were lost with the row.
+    `is_suspect`: a batch with the row was lost with its shard.
     """
 
     call: CallNumber
@@ -44,7 +47,7 @@ class QueuedRow(Generic[Content]):
     size: int
     content: Content
     order: int = 0
-    num_tries: int = 0
+    is_suspect: bool = False
 
 
 class RowQueue(Generic[Content]):
@@ -56,15 +59,21 @@ class RowQueue(Generic[Content]):
         # The keys (size, order) of the rows of a kind, sorted, and the rows by their order.
         self._lengths: dict[str, list[tuple[int, int]]] = {}
         self._by_order: dict[int, QueuedRow[Content]] = {}
+        self._suspects: dict[int, QueuedRow[Content]] = {}  # by their order, sorted
         self.size = 0
 
     def __len__(self) -> int:
-        return len(self._by_order)
+        return len(self._by_order) + len(self._suspects)
 
     @property
     def num_calls(self) -> int:
         """The number of calls that have a waiting row."""
-        return len(self._rows_of)
+        return len(self._rows_of.keys() | {row.call for row in self._suspects.values()})
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether the next batch is a suspect."""
+        return bool(self._suspects)
 
     def add(self, call: CallNumber, kind: str, rows: Sequence[tuple[int, Content]]) -> None:
         """Take all rows of a call, each as its size and its content."""
@@ -74,8 +83,15 @@ class RowQueue(Generic[Content]):
             self._insert(QueuedRow(call, index, kind, size, content, self._num_added))
 
     def put_back(self, rows: Sequence[QueuedRow[Content]]) -> None:
-        """Take the rows of a lost batch again, at the head of the queue, in their old order and one try older."""
-        self._put_first([replace(row, num_tries=row.num_tries + 1) for row in rows])
+        """Take the rows of a batch again that no shard has seen, at the head of the queue and in their old order."""
+        for row in rows:
+            if row.is_suspect:
+                self._add_suspects([row])
+        self._put_first([row for row in rows if not row.is_suspect])
+
+    def put_back_suspects(self, rows: Sequence[QueuedRow[Content]]) -> None:
+        """Take the rows of a batch again that was lost with its shard."""
+        self._add_suspects([replace(row, is_suspect=True) for row in rows])
 
     def put_back_alone(self, rows: Sequence[QueuedRow[Content]]) -> None:
         """Take the rows of a refused batch again, at the head of the queue. Each of them runs alone.
@@ -83,6 +99,11 @@ class RowQueue(Generic[Content]):
         Each row gets a kind of its own, so that no other row may run with the row.
         """
         self._put_first([replace(row, kind=f"{row.kind} of row {row.order}") for row in rows])
+
+    def _add_suspects(self, rows: Sequence[QueuedRow[Content]]) -> None:
+        every = [*self._suspects.values(), *rows]
+        self._suspects = {row.order: row for row in sorted(every, key=lambda row: row.order)}
+        self.size += sum(row.size for row in rows)
 
     def _put_first(self, rows: Sequence[QueuedRow[Content]]) -> None:
         for row in rows:
@@ -95,7 +116,10 @@ class RowQueue(Generic[Content]):
         rows = list(self._rows_of.get(call, {}).values())
         for row in rows:
             self._remove(row)
-        return len(rows)
+        suspects = [row for row in self._suspects.values() if row.call == call]
+        for row in suspects:
+            self._remove_suspect(row)
+        return len(rows) + len(suspects)
 
     def fills_batch(self, limits: BatchLimits) -> bool:
         """Whether the waiting rows are enough for a whole batch."""
@@ -104,9 +128,14 @@ class RowQueue(Generic[Content]):
     def next_batch(self, limits: BatchLimits) -> list[QueuedRow[Content]]:
         """Take the rows of the next batch out of the queue: the oldest row of the call in turn, and rows like it.
 
+        While there are suspects, the batch is the oldest of them alone.
         A batch keeps to the limits, unless its one row is longer than a batch. While rows of other calls are left that
         could run in the batch, no call has more than half of the rows that the limits allow. Empty without rows.
         """
+        if self._suspects:
+            suspect = next(iter(self._suspects.values()))
+            self._remove_suspect(suspect)
+            return [suspect]
         if not self._by_order:
             return []
         head = next(iter(self._rows_of))
@@ -166,6 +195,10 @@ class RowQueue(Generic[Content]):
         del lengths[bisect_left(lengths, (row.size, row.order))]
         if not lengths:
             del self._lengths[row.kind]
+        self.size -= row.size
+
+    def _remove_suspect(self, row: QueuedRow[Content]) -> None:
+        del self._suspects[row.order]
         self.size -= row.size
 
 

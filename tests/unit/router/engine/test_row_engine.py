@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from textmill_router.engine import row_replica
+from textmill_router.engine.row_client import RowClient, ShardAway
 from textmill_router.engine.row_engine import CallResults, RowEngine, RowsFailed
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.shard_link import ShardLink
@@ -109,13 +110,52 @@ def test_a_batch_of_a_closed_connection_is_sent_again(tmp_path: Path) -> None:
         await asyncio.to_thread(shard.wait_for_batches, 1)
         shard.lose_batches(1)
         second = asyncio.create_task(engine.compute([text(5, 6), text(7, 8)]))
-        await asyncio.to_thread(shard.wait_for_batches, 4)
+        await asyncio.to_thread(shard.wait_for_batches, 3)
         shard.release()
         results = await asyncio.gather(first, second)
         assert [row for result in results for row in result.rows] == [
             Numbers(3, array("f", plain_vector(ids))) for ids in ([1, 2], [3, 4], [5, 6], [7, 8])
         ]
         assert engine.metrics.num_repeated_rows == 4
+        assert [len(batch.rows) for batch in shard.batches] == [2, 2, 1, 1, 1, 1]
 
     with FakeRowShard(tmp_path / "s", RowShardOptions(max_batch_tokens=4)) as shard:
+        run(tmp_path / "s", body)
+
+
+def test_a_suspect_runs_with_nothing_beside_it_and_other_rows_wait(tmp_path: Path) -> None:
+    async def body(engine: RowEngine) -> None:
+        shard.lose_batches(1)
+        shard.hold()
+        suspects = asyncio.create_task(engine.compute([text(1, 2), text(3, 4)]))
+        await asyncio.to_thread(shard.wait_for_batches, 2)  # the lost one, and the first suspect
+        others = asyncio.create_task(engine.compute([text(5, 6), text(7, 8)]))  # a whole batch
+        for _ in range(10):  # turns of the loop, of which the engine needs two to send a batch
+            await asyncio.sleep(0)
+        assert (engine.num_waiting, engine.replicas[0].num_running) == (3, 1)
+        shard.release()
+        await asyncio.gather(suspects, others)
+        assert [batch.rows for batch in shard.batches] == [[[1, 2], [3, 4]], [[1, 2]], [[3, 4]], [[5, 6], [7, 8]]]
+
+    with FakeRowShard(tmp_path / "s", RowShardOptions(max_batch_tokens=4)) as shard:
+        run(tmp_path / "s", body)
+
+
+def test_a_batch_that_finds_no_shard_makes_no_suspects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, sends = RowClient.send, []
+
+    async def be_away_once(client: RowClient, batch: Any) -> Any:
+        sends.append(batch)
+        if len(sends) == 1:
+            raise ShardAway("the shard is away")
+        return await send(client, batch)
+
+    monkeypatch.setattr(RowClient, "send", be_away_once)
+
+    async def body(engine: RowEngine) -> None:
+        await engine.compute([text(1, 2), text(3, 4)])
+        assert [len(batch.rows) for batch in shard.batches] == [2]
+        assert (len(sends), engine.metrics.num_repeated_rows) == (2, 0)
+
+    with FakeRowShard(tmp_path / "s") as shard:
         run(tmp_path / "s", body)

@@ -35,7 +35,7 @@ def test_rows_that_are_put_back_alone_run_first_and_one_by_one() -> None:
     queue.put_back_alone(refused)
     batches = [queue.next_batch(LIMITS) for _ in range(4)]
     assert contents(batches[0]) == ["0.0"]
-    assert [row.num_tries for batch in batches for row in batch] == [0] * 5
+    assert not any(row.is_suspect for batch in batches for row in batch)
     assert sorted(map(contents, batches)) == [["0.0"], ["0.1"], ["1.0"], ["9.0", "9.1"]]
     assert len(queue) == queue.size == 0
 
@@ -77,12 +77,38 @@ def test_kinds_do_not_mix() -> None:
     assert contents(queue.next_batch(LIMITS)) == ["v"]
 
 
-def test_rows_of_a_lost_batch_are_the_next_ones_and_one_try_older() -> None:
+def test_rows_that_no_shard_has_seen_are_the_next_ones() -> None:
     queue = queue_of([4], [30], [30])
+    unsent = queue.next_batch(LIMITS)
+    queue.put_back(unsent)
+    assert queue.next_batch(LIMITS) == unsent
+
+
+def test_rows_of_a_lost_batch_come_first_and_one_by_one() -> None:
+    queue = queue_of([10, 10], [10])
     lost = queue.next_batch(LIMITS)
-    queue.put_back(lost)
-    again = queue.next_batch(LIMITS)
-    assert [(row.content, row.num_tries, row.order) for row in again] == [("0.0", 1, lost[0].order)]
+    queue.add(CallNumber(9), "labels", [(10, "9.0"), (10, "9.1")])
+    queue.put_back_suspects(lost[1:])
+    queue.put_back_suspects(lost[:1])
+    assert (len(queue), queue.size, queue.num_calls) == (5, 50, 3)
+    orders = []
+    for _ in lost:
+        assert queue.has_suspects
+        [row] = queue.next_batch(LIMITS)
+        assert row.is_suspect
+        orders.append(row.order)
+    assert orders == [1, 2, 3]
+    assert not queue.has_suspects
+    assert contents(queue.next_batch(LIMITS)) == ["9.0", "9.1"]
+
+
+def test_suspects_that_no_shard_has_seen_stay_suspects() -> None:
+    queue = queue_of([10], [10])
+    queue.put_back_suspects(queue.next_batch(LIMITS))
+    unsent = queue.next_batch(LIMITS)
+    queue.put_back(unsent)
+    assert queue.next_batch(LIMITS) == unsent
+    assert len(queue) == 1
 
 
 def test_a_call_that_has_left_takes_its_rows_with_it() -> None:
@@ -93,12 +119,13 @@ def test_a_call_that_has_left_takes_its_rows_with_it() -> None:
     assert (len(queue), queue.size, queue.num_calls) == (0, 0, 0)
 
 
-# Lengths of the rows of a call and its kind, a batch, a loss of the batch before, or the leaving of a call.
+# Lengths of the rows of a call and its kind, a batch, a loss of the batch before (with its shard, or unsent), or the
+# leaving of a call.
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.lists(st.integers(1, 60), min_size=1, max_size=30), st.sampled_from("ab")),
         st.tuples(st.just("batch"), st.none(), st.none()),
-        st.tuples(st.just("lose"), st.none(), st.none()),
+        st.tuples(st.sampled_from(["lose", "keep"]), st.none(), st.none()),
         st.tuples(st.just("leave"), st.integers(0, 20), st.none()),
     ),
     max_size=40,
@@ -113,11 +140,17 @@ def test_no_row_is_lost_or_taken_twice_and_no_call_starves(steps: list[tuple], c
     waiting: dict[tuple[int, int], tuple[int, str]] = {}
     running: list[QueuedRow[tuple[int, int]]] = []
     turns_of: dict[int, int] = {}  # batches since the call last had a row in a batch
+    suspects: set[tuple[int, int]] = set()
     calls = losses = 0
 
     def take_batch() -> None:
         nonlocal running
         running = queue.next_batch(limits)
+        if suspects:
+            assert [row.content for row in running] == [min(suspects)]
+            suspects.remove(running[0].content)
+            assert waiting.pop(running[0].content) == (running[0].size, running[0].kind)
+            return
         assert bool(running) == bool(waiting)
         kinds = {row.kind for row in running}
         for row in running:
@@ -146,7 +179,13 @@ def test_no_row_is_lost_or_taken_twice_and_no_call_starves(steps: list[tuple], c
         elif what == "batch":
             take_batch()
         elif what == "lose":
+            queue.put_back_suspects(running)
+            suspects |= {row.content for row in running}
+            waiting.update({row.content: (row.size, row.kind) for row in running})
+            running = []
+        elif what == "keep":
             queue.put_back(running)
+            suspects |= {row.content for row in running if row.is_suspect}
             losses += 1
             waiting.update({row.content: (row.size, row.kind) for row in running})
             running = []
@@ -155,8 +194,11 @@ def test_no_row_is_lost_or_taken_twice_and_no_call_starves(steps: list[tuple], c
             assert queue.drop(CallNumber(value)) == len(gone)
             for content in gone:
                 del waiting[content]
+            suspects = {content for content in suspects if content[0] != value}
             running = [row for row in running if row.call != value]
         assert len(queue) == len(waiting)
+        assert queue.has_suspects == bool(suspects)
+        assert queue.num_calls == len({call for call, _ in waiting})
         assert queue.size == sum(length for length, _ in waiting.values())
     while waiting:
         take_batch()

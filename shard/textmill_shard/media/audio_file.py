@@ -38,7 +38,7 @@ _AAC = _Container(0, b"", "AAC", "aac")
 
 
 def decode_audio(data: bytes, *, rate: int, max_seconds: float) -> Samples:
-    """Return float32 samples at `rate` Hz, the mean of the channels. Raises MediaError.
+    """Return float32 samples at `rate` Hz, the mean of the channels. Raises MediaError, and MemoryError.
 
     The length is counted while decoding, whatever the header says. A header that promises more than the file holds is
     refused.
@@ -52,7 +52,7 @@ def decode_audio(data: bytes, *, rate: int, max_seconds: float) -> Samples:
         with soundfile.SoundFile(io.BytesIO(with_written_length(data))) as opened:
             check_form(channels=opened.channels, file_rate=opened.samplerate)
             return mix_down(_blocks(opened), file_rate=opened.samplerate, rate=rate, max_seconds=max_seconds)
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except Exception as error:  # libsndfile and the codecs below raise exceptions of many kinds
         raise MediaError(f"the audio cannot be decoded ({type(error).__name__}: {error})") from error

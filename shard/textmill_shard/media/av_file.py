@@ -20,14 +20,14 @@ _OPTIONS = {"probesize": "1000000", "analyzeduration": "1000000", "max_streams":
 
 
 def read_av(data: bytes, *, demuxer: str, rate: int, max_seconds: float) -> Samples:
-    """Return samples at `rate` Hz of the first stream of audio. Raises MediaError.
+    """Return samples at `rate` Hz of the first stream of audio. Raises MediaError, and MemoryError.
 
     `demuxer` names the one parser that may read the file, because others open further files and addresses.
     """
     try:
         with av.open(io.BytesIO(data), "r", format=demuxer, container_options=_OPTIONS) as container:
             return _read(container, rate=rate, max_seconds=max_seconds)
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except Exception as error:  # each demuxer and decoder fails at damaged files with errors of its own
         raise MediaError(f"the audio cannot be decoded ({type(error).__name__}: {error})") from error

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from textmill_shard.media.errors import MediaError
+from textmill_shard.media.errors import MediaError, NoMemory
 
 NUM_HELPERS = 2
 File = TypeVar("File")
@@ -18,7 +18,11 @@ class DecodingHelpers:
         self._pool = ThreadPoolExecutor(max_workers=NUM_HELPERS, thread_name_prefix="decode")
 
     def decode(self, files: Sequence[File], read: Callable[[File], Decoded]) -> list[Decoded | MediaError]:
-        """Return what `read` makes of each file, or the MediaError that it raised."""
+        """Return what `read` makes of each file, or the MediaError that it raised.
+
+        A file for which there was no memory is read once more when all others are read, with no other file of the call
+        beside it.
+        """
 
         def try_read(file: File) -> Decoded | MediaError:
             try:
@@ -26,7 +30,11 @@ class DecodingHelpers:
             except MediaError as error:
                 return error
 
-        return list(self._pool.map(try_read, files))
+        found = list(self._pool.map(try_read, files))
+        for index, file in enumerate(files):
+            if isinstance(found[index], NoMemory):
+                found[index] = self._pool.submit(try_read, file).result()
+        return found
 
     def close(self) -> None:
         """End the threads after the files that they read."""

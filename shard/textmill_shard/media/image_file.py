@@ -3,14 +3,16 @@
 # H height, W width, both in pixels
 
 import io
+import logging
 import warnings
-from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from textmill_shard.media.errors import MediaError
 from textmill_shard.media.png_rows import has_all_rows
+
+log = logging.getLogger(__name__)
 
 # Formats whose readers are complete, and run no other program; the reader of JPEG reads MPO too. The last two have no
 # mark at their beginning.
@@ -41,7 +43,10 @@ def prepare_images(*, max_pixels: int) -> None:
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Return the first frame as RGB, turned as EXIF says, with transparency on black. Raises MediaError."""
+    """Return the first frame as RGB, turned as EXIF says, with transparency on black.
+
+    Raises MediaError, and MemoryError for an image that the memory does not hold.
+    """
     beginning = data[:64].lstrip()
     for mark, name in _REFUSED:
         if beginning.startswith(mark):
@@ -55,7 +60,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
                 raise MediaError("the image cannot be decoded (its rows end too early)")
             _turn(opened)
             return _to_rgb(opened)
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f"the image has more than {max_pixels} pixels (--max-image-pixels)") from error
@@ -82,8 +87,12 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _turn(image: Image.Image) -> None:
     """Turn the picture in its place, because a copy of a large picture takes as much memory again."""
-    with suppress(Exception):  # damaged EXIF data says nothing about the orientation
+    try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged EXIF data says nothing about the orientation
+        log.debug("an image has EXIF data that cannot be read", extra={"error": type(error).__name__})
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

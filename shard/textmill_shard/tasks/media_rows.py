@@ -9,11 +9,12 @@ import torch
 from textmill_shard.engine.memory_faults import is_out_of_memory
 from textmill_shard.media.audio_file import decode_audio
 from textmill_shard.media.decoder import DecodingHelpers
-from textmill_shard.media.errors import MediaError, TextError
+from textmill_shard.media.errors import MediaError
 from textmill_shard.media.image_file import decode_image
 from textmill_shard.media.mono import Samples
 from textmill_shard.probing.start_check import CALL_ERRORS
-from textmill_shard.tasks.rows import FailureCode, MediaRow, Params, RowFailure
+from textmill_shard.tasks.read_faults import failure_of, note_memory
+from textmill_shard.tasks.rows import MediaRow, Params, RowFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,9 @@ class MediaReader:
 
     def read(self, rows: Sequence[MediaRow]) -> list[ReadyRow | RowFailure]:
         """Return each file ready, or why it cannot be read."""
-        found = self._helpers.decode(rows, lambda row: self._read(row.file, row.texts))
+        found = self._helpers.decode(rows, lambda row: note_memory(lambda: self._read(row.file, row.texts)))
         return [
-            RowFailure(FailureCode.BAD_TEXT if isinstance(each, TextError) else FailureCode.BAD_MEDIA, str(each))
-            if isinstance(each, MediaError)
-            else replace(each, params=row.params, texts=row.texts)
+            failure_of(each) if isinstance(each, MediaError) else replace(each, params=row.params, texts=row.texts)
             for each, row in zip(found, rows, strict=True)
         ]
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from textmill_shard.media.decoder import DecodingHelpers
 from textmill_shard.media.errors import MediaError
 from textmill_shard.tasks.media_rows import ReadyRow
-from textmill_shard.tasks.rows import FailureCode, RowFailure, StringRow
+from textmill_shard.tasks.read_faults import failure_of, note_memory
+from textmill_shard.tasks.rows import RowFailure, StringRow
 
 
 class StringReader:
@@ -21,11 +22,9 @@ class StringReader:
 
     def read(self, rows: Sequence[StringRow]) -> list[ReadyRow | RowFailure]:
         """Return each text ready, or why it cannot be read."""
-        found = self._helpers.decode(rows, lambda row: self._read_text(row.text))
+        found = self._helpers.decode(rows, lambda row: note_memory(lambda: self._read_text(row.text)))
         return [
-            RowFailure(FailureCode.BAD_MEDIA, str(each))
-            if isinstance(each, MediaError)
-            else replace(each, params=row.params)
+            failure_of(each) if isinstance(each, MediaError) else replace(each, params=row.params)
             for each, row in zip(found, rows, strict=True)
         ]
 

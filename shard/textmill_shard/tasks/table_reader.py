@@ -12,6 +12,8 @@ import pandas
 import torch
 from transformers import TapasTokenizer
 
+from textmill_shard.media.errors import NoMemory
+from textmill_shard.tasks.read_faults import failure_of, note_memory
 from textmill_shard.tasks.rows import FailureCode, RowFailure, TableRow
 
 # Places in the token types of a token.
@@ -114,7 +116,13 @@ class TableReader:
 
     def read(self, rows: Sequence[TableRow]) -> list[ReadyTable | RowFailure]:
         """Return each table ready, or why the model cannot read the table."""
-        return [self._read(row) for row in rows]
+        return [self._try(row) for row in rows]
+
+    def _try(self, row: TableRow) -> ReadyTable | RowFailure:
+        try:
+            return note_memory(lambda: self._read(row))
+        except NoMemory as error:
+            return failure_of(error)
 
     def _read(self, row: TableRow) -> ReadyTable | RowFailure:
         limits, width = self._limits, len(row.columns)

@@ -2,6 +2,8 @@
 
 import random
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import zlib
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from textmill_shard.media.errors import MediaError
 from textmill_shard.media.image_file import decode_image, prepare_images
 from textmill_shard.media.png_rows import has_all_rows
@@ -152,3 +154,40 @@ def test_noise_behind_any_beginning_is_refused_or_read_but_never_anything_else()
             except MediaError:
                 continue
             assert found.size <= 300_000
+
+
+_HUNGRY = """
+import io
+import resource
+from PIL import Image
+from textmill_shard.media.image_file import decode_image, prepare_images
+
+def picture(side):
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (0, 100, 200)).save(file, "JPEG")
+    return file.getvalue()
+
+prepare_images(max_pixels=50_000_000)
+small, large = picture(20), picture(7000)
+used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)  # the large picture takes 196 MB
+for data in (large, small):
+    try:
+        print(decode_image(data, max_pixels=50_000_000).size)
+    except MemoryError:
+        print("no memory")
+"""
+
+
+def test_an_image_that_the_memory_does_not_hold_is_not_blamed() -> None:
+    done = subprocess.run([sys.executable, "-c", _HUNGRY], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "no memory\n(20, 20)\n"), done.stderr
+
+
+def test_an_image_that_finds_no_memory_to_be_turned_is_not_left_unturned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", no_memory)
+    with pytest.raises(MemoryError):
+        decode_image(encode(picture(), "PNG"), max_pixels=100)

@@ -1,5 +1,6 @@
 """Files become ready rows together with their texts and parameters."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -53,3 +54,43 @@ def test_an_image_for_which_there_is_no_memory_is_not_blamed() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         image_read(processor, max_pixels=1000)(picture_file(1, 60), ())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_file_for_which_there_is_no_memory_fails_alone(error: Exception) -> None:
+    def read(data: bytes, texts: tuple[str, ...]) -> ReadyRow:
+        if data == b"large":
+            raise error
+        return ReadyRow({}, size=(1, 1))
+
+    reader = MediaReader(read)
+    try:
+        found = reader.read([MediaRow(b"one"), MediaRow(b"large"), MediaRow(b"three")])
+    finally:
+        reader.close()
+    assert found[0] == found[2] == ReadyRow({}, size=(1, 1))
+    assert found[1] == RowFailure(
+        FailureCode.NO_MEMORY, "there is no memory to read this input, even alone; send a smaller one"
+    )
+
+
+def test_a_file_that_finds_no_memory_beside_others_is_read_once_more_behind_them() -> None:
+    beside = threading.Barrier(2, timeout=10)
+    order: list[bytes] = []
+
+    def read(data: bytes, texts: tuple[str, ...]) -> ReadyRow:
+        order.append(data)
+        if order.count(data) == 1 and data in (b"large", b"other"):
+            beside.wait()
+            if data == b"large":
+                raise MemoryError
+        return ReadyRow({}, size=(len(data), 0))
+
+    reader = MediaReader(read)
+    try:
+        found = reader.read([MediaRow(b"large"), MediaRow(b"other"), MediaRow(b"last")])
+    finally:
+        reader.close()
+    assert found == [ReadyRow({}, size=(size, 0)) for size in (5, 5, 4)]
+    assert order[-1] == b"large"
+    assert sorted(order) == [b"large", b"large", b"last", b"other"]

@@ -138,3 +138,21 @@ def test_a_folder_without_a_vocabulary_ends_the_start(tmp_path: Path) -> None:
     (folder / "vocab.txt").unlink()
     with pytest.raises(ModelFilesError, match="tokenizer"):
         load(folder)
+
+
+def test_a_table_for_which_there_is_no_memory_fails_alone(
+    loaded: LoadedTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class HungryFrame(pandas.DataFrame):
+        def __init__(self, data: Any, **options: Any) -> None:
+            if isinstance(data, list) and data[0][0] == "large":
+                raise MemoryError
+            super().__init__(data, **options)
+
+    monkeypatch.setattr(pandas, "DataFrame", HungryFrame)
+    rows = [TableRow(("a",), (cell,), ("how many?",), is_sequential=False) for cell in ("1", "large", "3")]
+    first, large, last = loaded.reader.read(rows)
+    assert isinstance(large, RowFailure)
+    assert (large.code, "no memory" in large.message) == (FailureCode.NO_MEMORY, True)
+    assert not isinstance(first, RowFailure)
+    assert not isinstance(last, RowFailure)

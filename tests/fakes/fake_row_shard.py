@@ -302,7 +302,8 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
     def _transcripts(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
         """Say what was asked, and give two parts, of which the second has no end, where times were asked for.
 
-        A model with languages hears German, and gives one segment beside words.
+        A model with languages hears German. It gives one segment beside words, and else the parts as segments, where
+        their measures are asked for.
         """
         asked = request.transcripts
         chunks, strides = _read("f", asked.chunk_lengths), _read("f", asked.stride_lengths)
@@ -318,14 +319,15 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
             said += f" {chunks[index]:.3f} {strides[index]:.3f}"
             if asked.prompts and asked.prompts[index]:
                 said += f" after {asked.prompts[index]!r}"
-            is_whisper, has_words = bool(self._options.languages), asked.timestamps[index] == shard_pb2.TIMESTAMPS_WORDS
+            has_words = asked.timestamps[index] == shard_pb2.TIMESTAMPS_WORDS
+            segments = [shard_pb2.TranscriptChunk(text="one two", start_s=0.0)] if has_words else parts
             answers.transcripts.transcripts.append(
                 shard_pb2.Transcript(
                     text=said,
                     chunks=parts,
-                    language="german" if is_whisper else "",
-                    segments=[shard_pb2.TranscriptChunk(text="one two", start_s=0.0)]
-                    if is_whisper and has_words
+                    language="german" if self._options.languages else "",
+                    segments=[_measured(segment) for segment in segments]
+                    if asked.measured and asked.measured[index]
                     else [],
                 )
             )
@@ -463,6 +465,22 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
                 null_scores=nulls.tobytes(),
             )
         )
+
+
+def _measured(segment: shard_pb2.TranscriptChunk) -> shard_pb2.TranscriptChunk:
+    measures = shard_pb2.SegmentMeasures(
+        seek=7,
+        token_ids=array("I", map(ord, segment.text)).tobytes(),
+        avg_logprob=-0.5,
+        compression_ratio=1.25,
+        no_speech_prob=0.125,
+    )
+    return shard_pb2.TranscriptChunk(
+        text=segment.text,
+        start_s=segment.start_s,
+        end_s=segment.end_s if segment.HasField("end_s") else None,
+        measures=measures,
+    )
 
 
 def _read(code: str, data: bytes) -> "array[Any]":

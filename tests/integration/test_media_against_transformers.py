@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -91,6 +93,17 @@ def running(folder: Path, task: str) -> Iterator[Served]:
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("whisper")
     make_whisper(folder / "model", seed=4)
+    with running(folder, "automatic-speech-recognition") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def searching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A Whisper whose files ask for beams."""
+    folder = tmp_path_factory.mktemp("searching")
+    make_whisper(folder / "model", seed=4)
+    settings = json.loads((folder / "model" / "generation_config.json").read_text())
+    (folder / "model" / "generation_config.json").write_text(json.dumps({**settings, "num_beams": 3}))
     with running(folder, "automatic-speech-recognition") as served:
         yield served
 
@@ -311,22 +324,78 @@ def test_a_prompt_of_openai_comes_before_the_speech(whisper: Served, seconds: fl
     assert len(texts) > 1  # a prompt changes the words
 
 
-@pytest.mark.parametrize("seconds", [1.5, 3.0])
-def test_words_and_segments_of_openai(whisper: Served, seconds: float) -> None:
-    pipe = whisper.pipeline("automatic-speech-recognition")
-    options = {"num_beams": 1, "task": "transcribe", "language": "fr"}
+def segments_of_transformers(pipe: Any, samples: Any, language: str, num_beams: int) -> list[dict[str, Any]]:
+    """Return the segments of transformers' generation, with the measures of openai-whisper by its formulas.
+
+    The log-probabilities are computed from the scores of each step, and that of no speech by a pass of the encoder and
+    the start token.
+    """
+    model, extractor, tokenizer = pipe.model, pipe.feature_extractor, pipe.tokenizer
+    config, seeks = model.generation_config, []
+    shape = {"truncation": False, "padding": "longest"} if len(samples) > extractor.n_samples else {}
+    inputs = extractor(samples, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True, **shape)
+    with torch.inference_mode():
+        found = model.generate(
+            **inputs,
+            language=language,
+            task="transcribe",
+            num_beams=num_beams,
+            return_timestamps=True,
+            return_segments=True,
+            return_dict_in_generate=True,
+            output_scores=True,
+            monitor_progress=lambda progress: seeks.append(int(progress[0, 0])),
+        )["segments"][0]
+    expected, before = [], None
+    for segment in found:
+        result = segment["result"]
+        if before is not result:  # the first of a window
+            before, seek = result, seeks.pop(0)
+            window = inputs["input_features"][:, :, seek : seek + extractor.nb_max_frames]
+            window = torch.nn.functional.pad(window, (0, extractor.nb_max_frames - window.shape[-1]))
+            start = torch.tensor([[config.decoder_start_token_id]])
+            with torch.inference_mode():
+                logits = model(input_features=window, decoder_input_ids=start).logits[0, 0]
+            no_speech = float(logits.softmax(-1)[tokenizer.convert_tokens_to_ids("<|nospeech|>")])
+            tokens = result["sequences"][segment["idxs"][0] :].tolist()[: len(result["scores"])]
+            if config.eos_token_id in tokens:
+                tokens = tokens[: tokens.index(config.eos_token_id) + 1]
+            logprobs = [
+                float(scores.log_softmax(-1)[token]) for scores, token in zip(result["scores"], tokens, strict=False)
+            ]
+            words = [token for token in tokens if token != config.eos_token_id]
+            text = tokenizer.decode([one for one in words if one <= config.no_timestamps_token_id]).strip().encode()
+            shared = {
+                "seek": seek,
+                "avg_logprob": pytest.approx(sum(logprobs) / (len(words) + 1), abs=1e-5),
+                "compression_ratio": pytest.approx(len(text) / len(zlib.compress(text))),
+                "no_speech_prob": pytest.approx(no_speech, abs=1e-6),
+            }
+        ids = segment["tokens"].tolist()
+        said = tokenizer.decode([one for one in ids if one <= config.no_timestamps_token_id])
+        end = float(segment["end"]) if ids[-1] > config.no_timestamps_token_id else len(samples) / RATE
+        times = {"start": pytest.approx(float(segment["start"])), "end": pytest.approx(end)}
+        if said.strip():
+            expected.append({"text": said, "tokens": ids, "temperature": 0.0, **times, **shared})
+    return [{"id": number, **segment} for number, segment in enumerate(expected)]
+
+
+@pytest.mark.parametrize("seconds", [1.5, 3.0, 5.0])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_words_and_segments_of_openai(whisper: Served, searching: Served, seconds: float, num_beams: int) -> None:
+    served = whisper if num_beams == 1 else searching
+    pipe = served.pipeline("automatic-speech-recognition")
+    options = {"num_beams": num_beams, "task": "transcribe", "language": "fr"}
     words = pipe(heard(seconds, 3), generate_kwargs=dict(options), return_timestamps="word")["chunks"]
-    parts = pipe(heard(seconds, 3), generate_kwargs=dict(options), return_timestamps=True)["chunks"]
     both = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
-    found = transcribed(whisper, seconds, 3, language="fr", **both)
+    found = transcribed(served, seconds, 3, language="fr", **both)
     assert (found["language"], found["duration"]) == ("french", seconds)
-
-    def spans(chunks: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
-        ends = [seconds if one["timestamp"][1] is None else one["timestamp"][1] for one in chunks]
-        return [
-            (one["text"].strip(), pytest.approx(one["timestamp"][0]), pytest.approx(end))
-            for one, end in zip(chunks, ends, strict=True)
-        ]
-
-    assert [(one["word"], one["start"], one["end"]) for one in found["words"]] == spans(words)
-    assert [(one["text"].strip(), one["start"], one["end"]) for one in found["segments"]] == spans(parts)
+    ends = [seconds if one["timestamp"][1] is None else one["timestamp"][1] for one in words]
+    assert [(one["word"], one["start"], one["end"]) for one in found["words"]] == [
+        (one["text"].strip(), pytest.approx(one["timestamp"][0]), pytest.approx(end))
+        for one, end in zip(words, ends, strict=True)
+    ]
+    expected = segments_of_transformers(pipe, sound(seconds, seed=3), "fr", num_beams)
+    assert expected
+    assert found["segments"] == expected
+    assert transcribed(served, seconds, 3, language="fr", response_format="verbose_json")["segments"] == expected

@@ -94,6 +94,10 @@ def test_the_route_of_openai_hears_the_words(client: httpx.Client) -> None:
     assert verbose.segments is not None
     assert [words_of(one.word)[0] for one in verbose.words] == words_of(SENTENCES[3])
     assert words_of("".join(one.text for one in verbose.segments)) == words_of(SENTENCES[3])
+    for one in verbose.segments:  # openai-whisper's own bounds for words that were heard well
+        assert -1.0 < one.avg_logprob < 0.0
+        assert one.compression_ratio < 2.4
+        assert one.no_speech_prob < 0.6
     times = [time for one in verbose.words for time in (one.start, one.end)]
     assert times == sorted(times)
 

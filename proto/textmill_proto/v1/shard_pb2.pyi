@@ -2192,6 +2192,7 @@ class TranscriptHead(_message.Message):
     STRIDE_LENGTHS_FIELD_NUMBER: _builtins.int
     NUM_BEAMS_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
     translates: _builtins.bytes
     """u8[] per row: 1 = translate into English, 0 = write what is said"""
     max_new_tokens: _builtins.bytes
@@ -2202,6 +2203,8 @@ class TranscriptHead(_message.Message):
     """f32[] per row: seconds that neighbouring chunks share on each side (CTC), 0 = a sixth"""
     num_beams: _builtins.bytes
     """u32[] per row: beams of the search, 0 = as the model's files say; empty = 0 everywhere"""
+    measured: _builtins.bytes
+    """u8[] per row: 1 = `Transcript.segments` with their measures; empty = 0 everywhere"""
     @_builtins.property
     def timestamps(self) -> _containers.RepeatedScalarFieldContainer[Global___Timestamps.ValueType]:
         """Languages, translation, tokens, beams and segments are of models that generate; a CTC model refuses them.
@@ -2227,10 +2230,11 @@ class TranscriptHead(_message.Message):
         stride_lengths: _builtins.bytes = ...,
         num_beams: _builtins.bytes = ...,
         prompts: _abc.Iterable[_builtins.str] | None = ...,
+        measured: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_lengths", b"chunk_lengths", "languages", b"languages", "max_new_tokens", b"max_new_tokens", "num_beams", b"num_beams", "prompts", b"prompts", "stride_lengths", b"stride_lengths", "timestamps", b"timestamps", "translates", b"translates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_lengths", b"chunk_lengths", "languages", b"languages", "max_new_tokens", b"max_new_tokens", "measured", b"measured", "num_beams", b"num_beams", "prompts", b"prompts", "stride_lengths", b"stride_lengths", "timestamps", b"timestamps", "translates", b"translates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3232,7 +3236,7 @@ class Transcript(_message.Message):
 
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___TranscriptChunk]:
-        """TIMESTAMPS_WORDS of a model that generates: the parts of TIMESTAMPS_SEGMENTS too"""
+        """where `TranscriptHead.measured` is 1: the segments as they were generated"""
 
     def __init__(
         self,
@@ -3257,25 +3261,69 @@ class TranscriptChunk(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     START_S_FIELD_NUMBER: _builtins.int
     END_S_FIELD_NUMBER: _builtins.int
+    MEASURES_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """words of the part"""
     start_s: _builtins.float
     """seconds from the beginning of the audio"""
     end_s: _builtins.float
     """absent where the model gave no end"""
+    @_builtins.property
+    def measures(self) -> Global___SegmentMeasures:
+        """of a segment as it was generated"""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         start_s: _builtins.float = ...,
         end_s: _builtins.float | None = ...,
+        measures: Global___SegmentMeasures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_s", b"_end_s", "end_s", b"end_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_s", b"_end_s", "end_s", b"end_s", "measures", b"measures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_s", b"_end_s", "end_s", b"end_s", "start_s", b"start_s", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_s", b"_end_s", "end_s", b"end_s", "measures", b"measures", "start_s", b"start_s", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end_s: _TypeAlias = _typing.Literal["end_s"]  # noqa: Y015
     _WhichOneofArgType__end_s: _TypeAlias = _typing.Literal["_end_s", b"_end_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end_s) -> _WhichOneofReturnType__end_s | None: ...
 
 Global___TranscriptChunk: _TypeAlias = TranscriptChunk  # noqa: Y015
+
+@_typing.final
+class SegmentMeasures(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEEK_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    AVG_LOGPROB_FIELD_NUMBER: _builtins.int
+    COMPRESSION_RATIO_FIELD_NUMBER: _builtins.int
+    NO_SPEECH_PROB_FIELD_NUMBER: _builtins.int
+    seek: _builtins.int
+    """The segments of one window of audio share all numbers but `token_ids`.
+    first frame of the window, of 10 ms
+    """
+    token_ids: _builtins.bytes
+    """u32[]: the segment, with its timestamps"""
+    avg_logprob: _builtins.float
+    """log-probability per token of the window, with the end of text"""
+    compression_ratio: _builtins.float
+    """bytes of the text of the window, divided by its bytes when compressed by zlib"""
+    no_speech_prob: _builtins.float
+    """probability that the window holds no speech, 0 to 1"""
+    def __init__(
+        self,
+        *,
+        seek: _builtins.int = ...,
+        token_ids: _builtins.bytes = ...,
+        avg_logprob: _builtins.float = ...,
+        compression_ratio: _builtins.float = ...,
+        no_speech_prob: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avg_logprob", b"avg_logprob", "compression_ratio", b"compression_ratio", "no_speech_prob", b"no_speech_prob", "seek", b"seek", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentMeasures: _TypeAlias = SegmentMeasures  # noqa: Y015

@@ -28,6 +28,7 @@ from textmill_router.tasks.row_results import (
     ScoredIds,
     Segment,
     SegmentAnswer,
+    SegmentMeasures,
     SoundAnswer,
     Span,
     SpanAnswer,
@@ -240,6 +241,7 @@ def _transcripts(wishes: Sequence[Any]) -> shard_pb2.TranscriptHead:
         chunk_lengths=_f32(wish.chunk_s for wish in asked),
         stride_lengths=_f32(wish.stride_s for wish in asked),
         prompts=[wish.prompt for wish in asked] if any(wish.prompt for wish in asked) else [],
+        measured=bytes(wish.is_measured for wish in asked),
     )
 
 
@@ -398,7 +400,23 @@ def _read_transcripts(answer: shard_pb2.TranscriptAnswers, rows: Sequence[AnyRow
 
 def _parts(chunks: Iterable[shard_pb2.TranscriptChunk]) -> tuple[TranscriptPart, ...]:
     return tuple(
-        TranscriptPart(chunk.text, chunk.start_s, chunk.end_s if chunk.HasField("end_s") else None) for chunk in chunks
+        TranscriptPart(
+            chunk.text,
+            chunk.start_s,
+            chunk.end_s if chunk.HasField("end_s") else None,
+            _measures(chunk.measures) if chunk.HasField("measures") else None,
+        )
+        for chunk in chunks
+    )
+
+
+def _measures(found: shard_pb2.SegmentMeasures) -> SegmentMeasures:
+    return SegmentMeasures(
+        found.seek,
+        tuple(_unpacked("I", found.token_ids)),
+        found.avg_logprob,
+        found.compression_ratio,
+        found.no_speech_prob,
     )
 
 

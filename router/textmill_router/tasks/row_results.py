@@ -71,19 +71,35 @@ class BoxAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentMeasures:
+    """How sure the model is of a segment. The segments of one window of audio share all numbers but `token_ids`.
+
+    `seek` is the first frame of the window, of 10 ms; `avg_logprob` is per token of the window, with the end of text;
+    `compression_ratio` is of the window's text, by zlib; `no_speech_prob` is that of a window without speech.
+    """
+
+    seek: int
+    token_ids: tuple[int, ...]
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+@dataclass(frozen=True, slots=True)
 class TranscriptPart:
     """A part of a transcript, with seconds from the beginning; no end where the model gave none."""
 
     text: str
     start_s: float
     end_s: float | None
+    measures: SegmentMeasures | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TranscriptAnswer:
     """The words of speech, and their parts where times were asked for.
 
-    `segments` stand beside words, of a model that divides speech into segments. `language` is an English
+    `segments` have measures, and stand beside the parts where the call wishes for measures. `language` is an English
     name, empty where the model knows none, and `seconds` is the length of the audio.
     """
 

@@ -70,26 +70,21 @@ class TranscriptionCall:
             case "text":
                 return Answer(f"{text}\n".encode(), media_type=_PLAIN)
             case "srt":
-                return Answer(subrip(found.parts, found.seconds).encode(), media_type=_PLAIN)
+                return Answer(subrip(found.segments, found.seconds).encode(), media_type=_PLAIN)
             case "vtt":
-                return Answer(web_vtt(found.parts, found.seconds).encode(), media_type=_VTT)
+                return Answer(web_vtt(found.segments, found.seconds).encode(), media_type=_VTT)
         answer: dict[str, Any] = {"text": text, "usage": {"type": "duration", "seconds": math.ceil(found.seconds)}}
         return Answer({**answer, **self._details(found)} if self.response_format == "verbose_json" else answer)
 
     def _details(self, found: TranscriptAnswer) -> dict[str, Any]:
-        """Return what verbose_json adds. The model's likelihoods are not measured, so segments have none."""
+        """Return what verbose_json adds."""
         details: dict[str, Any] = {
             "task": "translate" if self.wish.translates else "transcribe",
             "language": found.language or "unknown",
             "duration": seconds_of(found.seconds),
         }
-        has_words = self.wish.timestamps is Timestamps.WORDS
         if _SEGMENT in self.granularities:
-            parts = found.segments if has_words else found.parts
-            details["segments"] = [
-                {"id": number, **_times(part, found.seconds), "text": part.text, "temperature": 0.0}
-                for number, part in enumerate(parts)
-            ]
+            details["segments"] = [_segment(number, part, found.seconds) for number, part in enumerate(found.segments)]
         if _WORD in self.granularities:
             details["words"] = [{"word": part.text.strip(), **_times(part, found.seconds)} for part in found.parts]
         return details
@@ -119,6 +114,7 @@ def _call(body: TranscriptionBody, model: TaskModel, *, translates: bool) -> Tra
         language_of(fields.language, model, field="language") if fields.language else "",
         translates,
         prompt=(fields.prompt or "").strip()[-MAX_PROMPT_CHARACTERS:],
+        is_measured=_wants_segments(fields.response_format, granularities),
     )
     return TranscriptionCall(body.file, wish, fields.response_format, granularities)
 
@@ -131,7 +127,9 @@ def _check(fields: TranscriptionFields, *, generates: bool) -> None:
     if fields.temperature:
         raise _refusal("temperature", "must be 0, because words are searched and not drawn", fields.temperature)
     if fields.include:
-        raise _refusal("include[]", "must be left out, because likelihoods are not measured", fields.include[0])
+        raise _refusal(
+            "include[]", "must be left out, because likelihoods of single tokens are not answered", fields.include[0]
+        )
     wrong = next((each for each in fields.granularities if each not in (_WORD, _SEGMENT)), None)
     if wrong is not None:
         raise _refusal("timestamp_granularities[]", f"must be {_WORD} or {_SEGMENT}", wrong)
@@ -165,6 +163,27 @@ def _timestamps(response_format: str, granularities: frozenset[str]) -> Timestam
     if response_format == "verbose_json" and _WORD in granularities:
         return Timestamps.WORDS
     return Timestamps.SEGMENTS
+
+
+def _wants_segments(response_format: str, granularities: frozenset[str]) -> bool:
+    return response_format in ("srt", "vtt") or (response_format == "verbose_json" and _SEGMENT in granularities)
+
+
+def _segment(number: int, part: TranscriptPart, duration_s: float) -> dict[str, Any]:
+    """Return a segment with its measures, in OpenAI's names. Words are searched and not drawn, at temperature 0."""
+    measures = part.measures
+    assert measures is not None
+    return {
+        "id": number,
+        "seek": measures.seek,
+        **_times(part, duration_s),
+        "text": part.text,
+        "tokens": list(measures.token_ids),
+        "temperature": 0.0,
+        "avg_logprob": measures.avg_logprob,
+        "compression_ratio": measures.compression_ratio,
+        "no_speech_prob": measures.no_speech_prob,
+    }
 
 
 def _times(part: TranscriptPart, duration_s: float) -> dict[str, float]:

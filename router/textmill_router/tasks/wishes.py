@@ -96,7 +96,10 @@ class Timestamps(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TranscriptWish:
-    """The words of speech. Zeros and the empty language leave the choice to the model's files."""
+    """The words of speech. Zeros and the empty language leave the choice to the model's files.
+
+    `is_measured`: the answer has segments with their measures.
+    """
 
     timestamps: Timestamps = Timestamps.NONE
     language: str = ""
@@ -106,6 +109,7 @@ class TranscriptWish:
     chunk_s: float = 0.0
     stride_s: float = 0.0
     prompt: str = ""
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Turns the messages of rows into the shard's own types, and the shard's types into messages."""
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from textmill_shard.tasks.rows import (
     RowAnswers,
     RowBatch,
     RowFailure,
+    SegmentMeasures,
     SegmentParams,
     Segments,
     Sound,
@@ -179,6 +181,7 @@ def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequen
     beams = _per_row("transcripts.num_beams", asked.num_beams, num_rows)
     chunks = _f32("transcripts.chunk_lengths", asked.chunk_lengths or none, size=num_rows)
     strides = _f32("transcripts.stride_lengths", asked.stride_lengths or none, size=num_rows)
+    measured = _u8("transcripts.measured", asked.measured or b"\0" * num_rows, size=num_rows)
     return [
         TranscriptParams(
             timestamps=_TIMESTAMPS[kinds[row]],
@@ -189,6 +192,7 @@ def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequen
             chunk_s=float(chunks[row]),
             stride_s=float(strides[row]),
             prompt=asked.prompts[row] if asked.prompts else "",
+            is_measured=bool(measured[row]),
         )
         for row in range(num_rows)
     ]
@@ -452,7 +456,25 @@ def _transcript_to_wire(found: Transcript) -> pb.Transcript:
 
 
 def _chunks_to_wire(chunks: Sequence[TranscriptChunk]) -> list[pb.TranscriptChunk]:
-    return [pb.TranscriptChunk(text=chunk.text, start_s=chunk.start_s, end_s=chunk.end_s) for chunk in chunks]
+    return [
+        pb.TranscriptChunk(
+            text=chunk.text,
+            start_s=chunk.start_s,
+            end_s=chunk.end_s,
+            measures=None if chunk.measures is None else _measures_to_wire(chunk.measures),
+        )
+        for chunk in chunks
+    ]
+
+
+def _measures_to_wire(found: SegmentMeasures) -> pb.SegmentMeasures:
+    return pb.SegmentMeasures(
+        seek=found.seek,
+        token_ids=array("I", found.token_ids).tobytes(),
+        avg_logprob=found.avg_logprob,
+        compression_ratio=found.compression_ratio,
+        no_speech_prob=found.no_speech_prob,
+    )
 
 
 def _floats(answer: Answer) -> FloatArray:

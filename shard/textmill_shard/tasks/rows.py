@@ -96,6 +96,7 @@ class TranscriptParams:
     chunk_s: float = 0.0  # seconds of a chunk (CTC), 0 = 30
     stride_s: float = 0.0  # seconds that neighbouring chunks share on each side (CTC), 0 = a sixth of a chunk
     prompt: str = ""  # text that comes before the audio
+    is_measured: bool = False  # the answer has segments with their measures
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,12 +283,24 @@ class Boxes:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentMeasures:
+    """How sure the model is of a segment. The segments of one window of audio share all numbers but `token_ids`."""
+
+    seek: int  # first frame of the window, of 10 ms
+    token_ids: tuple[int, ...]  # of the segment, with its timestamps
+    avg_logprob: float  # per token of the window, with the end of text
+    compression_ratio: float  # bytes of the window's text, divided by its bytes when compressed by zlib
+    no_speech_prob: float  # that the window holds no speech
+
+
+@dataclass(frozen=True, slots=True)
 class TranscriptChunk:
     """A part of a transcript, with seconds from the beginning of the audio."""
 
     text: str
     start_s: float
     end_s: float | None  # None = the model gave no end
+    measures: SegmentMeasures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +310,7 @@ class Transcript:
     text: str
     chunks: tuple[TranscriptChunk, ...] = ()
     language: str = ""  # English name of the language that is spoken, empty where the model knows none
-    segments: tuple[TranscriptChunk, ...] = ()  # beside words, of a model that divides speech into segments
+    segments: tuple[TranscriptChunk, ...] = ()  # with measures, as they were generated
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """The words of speech, by Whisper: transformers' generation, also for audio that is longer than one window."""
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from textmill_shard.tasks.rows import (
     Answer,
     FailureCode,
     RowFailure,
+    SegmentMeasures,
     Timestamps,
     Transcript,
     TranscriptChunk,
     TranscriptParams,
 )
+from textmill_shard.tasks.window_measures import WindowMeasures
 
 GENERATION_FILE = "generation_config.json"
 ENGLISH = ("en", "english")
@@ -79,14 +83,21 @@ class WhisperHead:
         asked = {Timestamps.NONE: None, Timestamps.WORDS: "word"}.get(row.params.timestamps, True)
         features = inputs["input_features"].to(self._device, self._dtype)
         language = self._language(row.params, features)
+        measures = self._new_measures() if row.params.is_measured else None
+        processors: list[Any] = [GenerationSigns(on_sign)]
+        options = self._options(row.params, asked=asked, language=language)
+        if measures is not None:
+            processors.append(measures)
+            options |= {"return_segments": True, "monitor_progress": measures.begin_window}
         try:
-            output = self._model.generate(
-                features,
-                attention_mask=inputs["attention_mask"].to(self._device),
-                return_timestamps=is_long or asked is not None or self._is_timed,
-                logits_processor=LogitsProcessorList([GenerationSigns(on_sign)]),
-                **self._options(row.params, asked=asked, language=language),
-            )
+            with nullcontext() if measures is None else measures.watching(self._model.get_output_embeddings()):
+                output = self._model.generate(
+                    features,
+                    attention_mask=inputs["attention_mask"].to(self._device),
+                    return_timestamps=is_long or asked is not None or self._is_timed,
+                    logits_processor=LogitsProcessorList(processors),
+                    **options,
+                )
         except NotFinite:
             return NOT_FINITE
         spoken: dict[str, Any] = {"tokens": output if torch.is_tensor(output) else output["sequences"]}
@@ -94,8 +105,48 @@ class WhisperHead:
             parts = output["segments"][0]
             spoken["token_timestamps"] = [torch.cat([part["token_timestamps"] for part in parts])] if parts else []
         text, chunks = self._read(spoken, asked)
-        segments = self._read({"tokens": spoken["tokens"]}, True)[1] if asked == "word" else ()
+        segments = () if measures is None else self._segments(output["segments"][0], measures, row.seconds)
         return Transcript(text, chunks, LANGUAGES.get(language, language), segments)
+
+    def _new_measures(self) -> WindowMeasures:
+        config = self._model.generation_config
+        return WindowMeasures(
+            start_id=int(config.decoder_start_token_id),
+            end_id=int(config.eos_token_id),
+            no_speech_id=int(config.no_timestamps_token_id) - 1,  # the place of the token in every Whisper
+        )
+
+    def _segments(
+        self, found: Sequence[dict[str, Any]], measures: WindowMeasures, seconds: float
+    ) -> tuple[TranscriptChunk, ...]:
+        """Return the segments of a generation that have words. One without times ends with the audio."""
+        firsts = [index for index in range(len(found)) if index == 0 or _begins_window(found[index - 1], found[index])]
+        sequences = [_sequence(found[index]) for index in firsts]
+        chunks = []
+        for first, end, window, sequence in zip(
+            firsts, [*firsts[1:], len(found)], measures.windows(sequences), sequences, strict=True
+        ):
+            text_of_window = self._text(sequence).strip().encode()
+            ratio = len(text_of_window) / len(zlib.compress(text_of_window))
+            for segment in found[first:end]:
+                ids = tuple(segment["tokens"].tolist())
+                text, start_s, end_s = self._text(ids), float(segment["start"]), float(segment["end"])
+                if not text.strip():
+                    continue
+                if not self._is_time(ids[-1]):  # transformers gives such a segment the end of the window
+                    end_s = max(start_s, min(end_s, seconds))
+                numbers = SegmentMeasures(window.seek, ids, window.avg_logprob, ratio, window.no_speech_prob)
+                chunks.append(TranscriptChunk(text, start_s, end_s, numbers))
+        return tuple(chunks)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens without times and special tokens."""
+        words = [each for each in ids if not self._is_time(each)]
+        text: str = self._tokenizer.decode(words, skip_special_tokens=True)
+        return text
+
+    def _is_time(self, token_id: int) -> bool:
+        return token_id > int(self._model.generation_config.no_timestamps_token_id)
 
     def _read(self, spoken: dict[str, Any], asked: "bool | str | None") -> "tuple[str, tuple[TranscriptChunk, ...]]":
         """Return the text of tokens, and its parts where times are asked for."""
@@ -159,6 +210,19 @@ def read_generation_config(model: Any, folder: Path) -> None:
         raise ModelFilesError(f"{folder} has no {GENERATION_FILE}, which says how Whisper begins to write")
     with as_model_error(lambda said: ModelFilesError(f"{path} cannot be read: {said}")):
         model.generation_config = GenerationConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _begins_window(before: dict[str, Any], segment: dict[str, Any]) -> bool:
+    """Whether the segment is the first of its window: it does not go on in the tokens of the segment before."""
+    goes_on: bool = segment["idxs"][0] > before["idxs"][0]
+    return not goes_on or _sequence(segment) != _sequence(before)
+
+
+def _sequence(segment: dict[str, Any]) -> list[int]:
+    """Return all tokens of the window of a segment, the first ones included."""
+    result = segment["result"]
+    ids: list[int] = (result if torch.is_tensor(result) else result["sequences"]).tolist()
+    return ids
 
 
 def _on_host(value: Any) -> Any:

@@ -290,7 +290,7 @@ TASK_DESCRIPTIONS = {
     "SpeechRequest.voice": "The number of the voice, or any name where the model has one voice.",
     "VoiceId.id": "The number of the voice, or any name where the model has one voice.",
     "TranscriptionFields.file": "The audio.",
-    "TranscriptionFields.include[]": "Must be absent, because likelihoods are not measured.",
+    "TranscriptionFields.include[]": "Must be absent, because likelihoods of single tokens are not answered.",
     "TranscriptionFields.language": "The language that is spoken; the model finds out without the field.",
     "TranscriptionFields.model": "The name of the model; any name, unless --strict-model is set.",
     "TranscriptionFields.prompt": "Text that comes before the audio, whose last 222 tokens Whisper reads.",

@@ -157,13 +157,21 @@ class TranscriptionAnswer(msgspec.Struct):
 
 
 class TranscribedSegment(msgspec.Struct):
-    """A part of a transcript as the model divides speech, with its seconds from the beginning."""
+    """A part of a transcript as the model divides speech, with its seconds from the beginning.
+
+    The segments of one window of audio have the same seek, avg_logprob, compression_ratio and no_speech_prob.
+    """
 
     id: int
+    seek: int
     start: float
     end: float
     text: str
+    tokens: list[int]
     temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
 
 
 class TranscribedWord(msgspec.Struct):

@@ -15,13 +15,14 @@ import torch
 from torch.nn.functional import pad
 
 from textmill_shard.attention.base import AttentionRule, RotaryTables
-from textmill_shard.attention.kv_write import write_plainly
+from textmill_shard.attention.kv_write import KvWrite, write_plainly
 from textmill_shard.errors import BackendRefused
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.kv_scales import KvScales
 
 MAX_HEAD_DIM = 256
+HEAD_DIM_STEP = 8  # heads of other dims would be padded, and the whole pool with them, in each layer of each step
 BLOCK_SIZES_OF_2 = 256  # FlashAttention 2 reads blocks of a multiple of this many tokens
 _ALL = -1  # a window without a limit
 Package = Callable[[str], Any]  # returns the module of a name, or raises ImportError
@@ -42,6 +43,7 @@ class FlashStep:
     """The indices of one step, as both packages read them."""
 
     call: _Call
+    kv_write: KvWrite
     query_starts: torch.Tensor  # [R + 1] int32
     context_starts: torch.Tensor  # [R + 1] int32
     context_lens_R: torch.Tensor  # int32
@@ -60,7 +62,10 @@ class FlashStep:
         tables: RotaryTables | None,
         scales: KvScales | None = None,
     ) -> torch.Tensor:
-        return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, self.kv_places_T, tables)
+        assert scales is None, "pools of 8 bits are refused at the start"
+        return self.kv_write(
+            query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T=self.kv_places_T, tables=tables
+        )
 
     def attend(
         self,
@@ -79,8 +84,13 @@ class FlashAttention:
 
     name = "flash"
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: _Call, kv_write: KvWrite = write_plainly) -> None:
         self._call = call
+        self._kv_write = kv_write
+
+    def with_write(self, kv_write: KvWrite) -> "FlashAttention":
+        """Return the backend with another function that turns queries and keys, and writes keys and values."""
+        return FlashAttention(self._call, kv_write)
 
     def accept(self, rule: AttentionRule, spec: LayerKvSpec) -> AttentionRule:
         wanted = {
@@ -90,6 +100,7 @@ class FlashAttention:
             "chunks": rule.chunk_tokens is not None and not self._call.takes_chunks,
             "keys and values of different width": spec.key_dim != spec.value_dim,
             f"heads of more than {MAX_HEAD_DIM} dims": spec.key_dim > MAX_HEAD_DIM,
+            f"heads of {spec.key_dim} dims, no multiple of {HEAD_DIM_STEP}": spec.key_dim % HEAD_DIM_STEP != 0,
         }
         unknown = [name for name, is_wanted in wanted.items() if is_wanted]
         if unknown:
@@ -102,6 +113,7 @@ class FlashAttention:
     def prepare(self, batch: ForwardBatch, *, block_size: int) -> FlashStep:
         return FlashStep(
             call=self._call,
+            kv_write=self._kv_write,
             query_starts=batch.query_starts,
             context_starts=pad(batch.context_lens_R.cumsum(0, dtype=torch.int32), (1, 0)),
             context_lens_R=batch.context_lens_R,

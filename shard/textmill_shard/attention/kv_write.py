@@ -2,10 +2,28 @@
 
 # T tokens of the step, H query heads, K key/value heads, D key width, E value width, P rotary width
 
+from typing import Protocol
+
 import torch
 
 from textmill_shard.attention.base import RotaryTables
 from textmill_shard.model.kv_scales import KvScales, store
+
+
+class KvWrite(Protocol):
+    """A function that writes as `write_plainly` does, such as the kernel of a GPU."""
+
+    def __call__(
+        self,
+        query_THD: torch.Tensor,
+        key_TKD: torch.Tensor,
+        value_TKE: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        *,
+        places_T: torch.Tensor,
+        tables: RotaryTables | None,
+    ) -> torch.Tensor: ...
 
 
 def write_plainly(

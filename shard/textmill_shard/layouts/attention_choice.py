@@ -11,6 +11,7 @@ from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.errors import BackendRefused
 from textmill_shard.model.kv_scales import KV_TYPES
 from textmill_shard.native.kernels import Kernels
+from textmill_shard.triton_kernels.flash_backend import FlashBesideKernels
 from textmill_shard.triton_kernels.loading import TritonMissing, load_triton_kernels
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
 from textmill_shard.triton_kernels.variants import FIRST_WITH_E4M3
@@ -51,7 +52,7 @@ def choose_attention(
             f"{kv_type}: --attention-backend triton, or leave --kv-cache-dtype out"
         )
     if asked == "flash":
-        return load_flash(dtype=dtype, block_size=block_size)
+        return _load_flash(device, dtype=dtype, block_size=block_size)
     if KV_TYPES.get(kv_type) is torch.float8_e4m3fn:
         _check_e4m3(device)
     try:
@@ -61,6 +62,17 @@ def choose_attention(
             raise BackendRefused(f"--attention-backend triton cannot be had: {reason}") from reason
         log.warning("attention gathers whole contexts in plain torch, which is slow", extra={"reason": str(reason)})
     return ReferenceAttention()
+
+
+def _load_flash(device: torch.device, *, dtype: torch.dtype, block_size: int) -> AttentionBackend:
+    """Return FlashAttention beside the kernels for all other work. Raises BackendRefused."""
+    flash = load_flash(dtype=dtype, block_size=block_size)  # a refusal must come before a kernel is compiled
+    try:
+        kernels = load_triton_kernels(device)
+    except TritonMissing as reason:
+        log.warning("norms, gates and sampling are computed in plain torch", extra={"reason": str(reason)})
+        return flash
+    return FlashBesideKernels(flash.with_write(kernels.write_kv), kernels)
 
 
 def _check_e4m3(device: torch.device) -> None:

@@ -20,8 +20,8 @@ from textmill_shard.native.kernels import Kernels
 from textmill_shard.probing.cache_probe import PaddedFinding, probe_padded
 from textmill_shard.probing.call_observer import CallObserver
 from textmill_shard.probing.probe import NO_MARKS, ProbeResult, probe_model
+from textmill_shard.triton_kernels.flash_backend import kernels_of
 from textmill_shard.triton_kernels.interface import DeviceKernels
-from textmill_shard.triton_kernels.paged_backend import PagedAttention
 
 _Found = TypeVar("_Found")
 
@@ -105,8 +105,8 @@ class LayoutOptions:
 
     @property
     def device_kernels(self) -> DeviceKernels | None:
-        """The kernels of a GPU, where attention runs by them."""
-        return self.attention.kernels if isinstance(self.attention, PagedAttention) else None
+        """The kernels of a GPU, where they can be had."""
+        return kernels_of(self.attention)
 
 
 @dataclass(frozen=True, slots=True)

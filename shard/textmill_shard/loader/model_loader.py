@@ -31,6 +31,7 @@ from textmill_shard.model.runner import ModelFacts, ModelRunner, RowScans
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
 from textmill_shard.probing.start_check import PROBE_TEXTS, can_project, check_against_probe, check_image_against_probe
+from textmill_shard.triton_kernels.flash_backend import kernels_of
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
             source=source,
             end_ids=end_ids,
             kernels=kernels,
-            device_scans=attention.kernels if isinstance(attention, PagedAttention) else None,
+            device_scans=kernels_of(attention),
+            has_fixed_attention=isinstance(attention, PagedAttention),
         ),
     )
     if options.attention_backend is not None and choice.layout.name not in LAYOUTS_WITH_BACKENDS:
@@ -165,6 +167,7 @@ def _make_runner(
     end_ids: EndIds,
     kernels: Kernels | None,
     device_scans: RowScans | None,
+    has_fixed_attention: bool,
 ) -> ModelRunner:
     """Return the runner of a layout.
 
@@ -209,6 +212,7 @@ def _make_runner(
         adapters=layout.adapters,
         kernels=kernels,
         device_scans=device_scans,
+        has_fixed_attention=has_fixed_attention,
         media=media,
         tower=filled.tower,
         joiner=None if layout.vocabulary_sizes is None else LogitsJoiner(source.parallel, layout.vocabulary_sizes),

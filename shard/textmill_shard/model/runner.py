@@ -93,14 +93,19 @@ class ModelRunner:
         adapters: AdapterHost,
         kernels: Kernels | None = None,
         device_scans: RowScans | None = None,
+        has_fixed_attention: bool = True,
         media: MediaFacts | None = None,
         tower: MediaTower | None = None,
         joiner: LogitsJoiner | None = None,
         states: StateStore | None = None,
     ) -> None:
-        """`joiner` is None where this rank has the whole vocabulary."""
+        """`joiner` is None where this rank has the whole vocabulary.
+
+        `has_fixed_attention`: the launches of attention depend on the number of rows alone.
+        """
         self.kernels = kernels  # native kernels, for the thread that runs the steps; None = plain torch
         self.device_scans = device_scans  # None = plain torch scans the scores
+        self._has_fixed_attention = has_fixed_attention
         self.facts = facts
         self.media = media  # None: the model takes no images
         self._tower = tower
@@ -190,7 +195,7 @@ class ModelRunner:
     @property
     def has_fixed_launches(self) -> bool:
         """Whether the launches of a decode step depend on its number of rows alone, as a graph of them needs."""
-        return self.facts.layout == "flat" and self.device_scans is not None
+        return self.facts.layout == "flat" and self.device_scans is not None and self._has_fixed_attention
 
     def record_graphs(
         self, recorder: GraphRecorder, buckets: Sequence[int], on_progress: Callable[[float], None]

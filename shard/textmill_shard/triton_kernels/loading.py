@@ -60,8 +60,8 @@ def try_kernel(kernels: DeviceKernels, device: torch.device) -> None:
     A cache that cannot be written, or a driver older than the code of Triton's compiler, shows here and not in the
     warm-up of the model. Raises TritonMissing.
     """
-    gate_TI = torch.zeros(1, _TRIAL_WIDTH, device=device)
     try:
+        gate_TI = torch.zeros(1, _TRIAL_WIDTH, device=device)
         kernels.gate_up(gate_TI, torch.ones_like(gate_TI), "silu").tolist()
     except Exception as error:  # of the compiler, the cache, the driver or the device
         raise TritonMissing(f"a trial kernel of Triton does not run: {type(error).__name__}: {error}") from error

@@ -4,18 +4,26 @@ Stand-ins take the places of the packages, which exist for GPUs alone. Each comp
 package's documentation describes, sequence by sequence, with torch's own attention.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
-from textmill_shard.attention.flash import load_flash
+from textmill_shard.attention.flash import FlashAttention, FlashStep, load_flash
 from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.errors import BackendRefused
+from textmill_shard.layers.device_layers import DeviceRmsNorm
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.triton_kernels.flash_backend import FlashBesideKernels
 from torch.nn.functional import scaled_dot_product_attention
+
+from tests.fakes.plain_kernels import PlainKernels
+from tests.fakes.tiny_models import make_tiny_llama
 
 SPEC = LayerKvSpec(num_local_kv_heads=2, key_dim=8, value_dim=8)
 
@@ -150,6 +158,7 @@ def test_what_cannot_be_had_is_refused(
         (AttentionRule(scaling=1.0, sees_spans=True), SPEC, "does not compute images whose tokens see each other"),
         (AttentionRule(scaling=1.0), LayerKvSpec(2, 192, 128), "keys and values of different width"),
         (AttentionRule(scaling=1.0), LayerKvSpec(2, 512, 512), "heads of more than 256 dims"),
+        (AttentionRule(scaling=1.0), LayerKvSpec(2, 100, 100), "heads of 100 dims, no multiple of 8"),
     ],
 )
 def test_a_layer_that_the_package_cannot_compute_is_refused(
@@ -164,3 +173,50 @@ def test_version_3_knows_chunks() -> None:
     backend = load_flash(dtype=torch.bfloat16, block_size=16, package=only("flash_attn_interface"))
     rule = AttentionRule(scaling=1.0, chunk_tokens=8)
     assert backend.accept(rule, SPEC) is rule
+
+
+class PlainCall:
+    """Stands in for the call of a package, in numbers of 32 bits too."""
+
+    takes_chunks = False
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def __call__(
+        self, step: FlashStep, query_THD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: AttentionRule
+    ) -> torch.Tensor:
+        self.num_calls += 1
+        return attend(
+            query_THD,
+            keys,
+            values,
+            starts=step.query_starts,
+            lens=step.context_lens_R.tolist(),
+            table=step.block_tables_RB,
+            scale=rule.scaling,
+            window=(-1, -1),
+        )
+
+
+def test_layers_turns_and_scans_of_the_kernels_stay_beside_flash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The load compares the model with transformers' code, so that it ends with an error where the parts do not fit."""
+    call, kernels = PlainCall(), PlainKernels()
+    writes: list[bool] = []
+
+    def write(*given: Any, **named: Any) -> torch.Tensor:
+        writes.append(named["tables"] is not None)
+        return PlainKernels.write_kv(kernels, *given, **named)
+
+    backend = FlashBesideKernels(FlashAttention(call).with_write(write), kernels)
+    monkeypatch.setattr("textmill_shard.loader.model_loader.choose_attention", lambda *_, **__: backend)
+    options = LoadOptions(model_dir=make_tiny_llama(tmp_path, layers=2), dtype="float32", block_size=4)
+    runner = load_model(options, lambda phase, share: None)
+    assert call.num_calls >= 2
+    assert len(writes) == call.num_calls
+    assert all(writes), "the write turns queries and keys"
+    assert any(isinstance(module, DeviceRmsNorm) for module in runner.modules())
+    assert runner.device_scans is kernels
+    assert not runner.has_fixed_launches, "a graph of FlashAttention is not recorded"

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from textmill_shard.attention.base import AttentionRule
+from textmill_shard.attention.base import AttentionBackend, AttentionRule
 from textmill_shard.errors import WRONG_SETTING, BackendRefused, exit_code_of
 from textmill_shard.layouts.attention_choice import choose_attention
 from textmill_shard.model.kv_pool import LayerKvSpec
+from textmill_shard.triton_kernels import loading
+from textmill_shard.triton_kernels.flash_backend import FlashBesideKernels, kernels_of
 
 from tests.fakes.native_cases import native_kernels
 
@@ -26,8 +28,9 @@ def chosen(asked: str | None, device: torch.device) -> str:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch tell the facts of an H100."""
+    """Let torch tell the facts of an H100, on which nothing is launched."""
     facts = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(loading, "try_kernel", lambda kernels, device: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
@@ -76,8 +79,36 @@ def test_without_triton_the_reference_computes_with_a_warning(
 @pytest.mark.usefixtures("gpu")
 def test_triton_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(BackendRefused, match="needs a C compiler at run time, and none is installed: gcc, clang, cc"):
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(BackendRefused, match="triton cannot be had: Triton builds its launchers with a C compiler"):
         chosen("triton", GPU)
+
+
+def flash_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> AttentionBackend:
+    """Choose FlashAttention, as if its package were installed."""
+    package = SimpleNamespace(flash_attn_with_kvcache=None)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", package)
+    return choose_attention("flash", device=GPU, dtype=torch.bfloat16, block_size=16, kernels=None)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_flash_takes_the_place_of_attention_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = flash_on_a_gpu(monkeypatch)
+    assert backend.name == "flash"
+    assert isinstance(backend, FlashBesideKernels)
+    assert kernels_of(backend) is backend.kernels
+    assert type(backend.kernels).__name__ == "TritonKernels"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_flash_without_triton_computes_all_else_in_plain_torch_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, KERNELS_FILE, None)
+    with caplog.at_level(logging.WARNING):
+        backend = flash_on_a_gpu(monkeypatch)
+    assert (backend.name, kernels_of(backend)) == ("flash", None)
+    assert "norms, gates and sampling are computed in plain torch" in caplog.text
 
 
 @pytest.mark.usefixtures("gpu")

@@ -14,6 +14,7 @@ import uvloop
 from textmill_router.exit_codes import BAD_FILES, CHILD_DIED, PORT_TAKEN, WRONG_SETTING
 from textmill_router.lifecycle import AddressTaken, BackendLost, run
 from textmill_router.logs import configure_logging
+from textmill_router.serving.checkpoint_defaults import CheckpointError
 from textmill_router.settings import SettingsError, load_settings
 from textmill_router.text.tokenizer_files import TokenizerError
 
@@ -38,7 +39,7 @@ def main() -> None:
     except SettingsError as error:
         log.critical("bad settings: %s", error)
         sys.exit(WRONG_SETTING)
-    except TokenizerError as error:
+    except (TokenizerError, CheckpointError) as error:
         log.critical("the router stops: %s", error)
         sys.exit(BAD_FILES)
     except BackendLost as error:

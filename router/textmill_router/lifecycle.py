@@ -256,7 +256,7 @@ def freeze_garbage() -> None:
 
 
 async def run(settings: Settings) -> None:
-    """Serve until a signal, then drain. Raises SettingsError, TokenizerError or BackendLost."""
+    """Serve until a signal, then drain. Raises SettingsError, TokenizerError, CheckpointError or BackendLost."""
     try:
         outlets = open_outlets(settings)
     except CannotListen as error:

@@ -270,6 +270,14 @@ def test_taken_port_ends_the_process(tmp_path: Path) -> None:
             assert f"127.0.0.1:{port}" in second.lines[-1]["message"]
 
 
+def test_checkpoint_with_a_number_out_of_range_ends_the_process(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"num_beams": 10000}')
+    with router_process(tmp_path, "--model-dir", str(tmp_path), "--task", "summarization") as process:
+        assert process.exit_status() == BAD_FILES
+        assert "`num_beams` of" in process.lines[-1]["message"]
+        assert "from 1 to 64, found 10000; correct the file" in process.lines[-1]["message"]
+
+
 def test_folder_without_a_tokenizer_ends_the_process(tmp_path: Path) -> None:
     with router_process(tmp_path, "--model-dir", str(tmp_path)) as process:
         assert process.exit_status() == BAD_FILES

@@ -524,3 +524,11 @@ def test_what_a_route_answers_is_what_the_document_says(client: httpx.Client, pa
             assert len(parts) == 2
         for part in parts:
             validator_of(document, answers[media_type]["schema"]).validate(json.loads(part))
+
+
+def test_a_model_that_continues_texts_starts_whatever_its_numbers_are(tmp_path: Path) -> None:
+    model = write_byte_tokenizer(tmp_path / "model")
+    (model / "generation_config.json").write_text('{"num_beams": 10000, "top_k": -1, "max_new_tokens": 3}')
+    with RunningRouter(tmp_path, model=model) as router, router.client() as other:
+        assert post(other, {"inputs": "hi", "parameters": {"return_full_text": False}}) == [{"generated_text": "abc"}]
+        assert not router.shard.last_admit.HasField("beams")

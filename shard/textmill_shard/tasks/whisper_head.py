@@ -1,6 +1,5 @@
 """The words of speech, by Whisper: transformers' generation, also for audio that is longer than one window."""
 
-import json
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,6 +12,8 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.library_errors import as_model_error
+from textmill_shard.loader.model_files import read_json
+from textmill_shard.tasks.generation_numbers import SEARCH_RANGES, check_numbers
 from textmill_shard.tasks.generation_signs import GenerationSigns, NotFinite
 from textmill_shard.tasks.heads import NOT_FINITE
 from textmill_shard.tasks.media_rows import ReadyRow
@@ -208,8 +209,10 @@ def read_generation_config(model: Any, folder: Path) -> None:
     path = folder / GENERATION_FILE
     if not path.is_file():
         raise ModelFilesError(f"{folder} has no {GENERATION_FILE}, which says how Whisper begins to write")
+    values = read_json(path)
+    check_numbers(values, path, SEARCH_RANGES)  # nothing is drawn
     with as_model_error(lambda said: ModelFilesError(f"{path} cannot be read: {said}")):
-        model.generation_config = GenerationConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        model.generation_config = GenerationConfig.from_dict(values)
 
 
 def _begins_window(before: dict[str, Any], segment: dict[str, Any]) -> bool:

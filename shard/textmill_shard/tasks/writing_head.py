@@ -13,6 +13,7 @@ from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.model_config import max_model_tokens
 from textmill_shard.loader.model_files import read_json
+from textmill_shard.tasks.generation_numbers import DRAW_RANGES, SEARCH_RANGES, check_numbers
 from textmill_shard.tasks.generation_signs import GenerationSigns, NotFinite
 from textmill_shard.tasks.heads import NOT_FINITE
 from textmill_shard.tasks.media_rows import ReadyRow
@@ -136,10 +137,12 @@ def read_settings(model: Any, folder: Path) -> None:
     """
     path = folder / GENERATION_FILE
     if path.is_file():
+        check_numbers(read_json(path), path, {**SEARCH_RANGES, **DRAW_RANGES})
         with as_model_error(lambda said: ModelFilesError(f"{path} cannot be read: {said}")):
             writer_of(model).generation_config = GenerationConfig.from_pretrained(folder)
         return
     path = folder / "config.json"
+    check_numbers(read_json(path), path, {**SEARCH_RANGES, **DRAW_RANGES})
     with as_model_error(lambda said: ModelFilesError(f"{path} has settings of generation that are no such: {said}")):
         writer_of(model).generation_config = GenerationConfig.from_model_config(dict(read_json(path)))
 

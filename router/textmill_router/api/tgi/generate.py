@@ -47,7 +47,12 @@ def generate_route(service: Service, mode: GenerateMode) -> GeneratingRoute[Gene
     body_type = CompatBody if mode is GenerateMode.COMPAT else GenerateBody
     decoder: msgspec.json.Decoder[GenerateBody] = exact_decoder(body_type)
     # The checkpoint's own values count on `POST /` alone.
-    files = read_checkpoint_writing(Path(service.settings.model_dir)) if mode is GenerateMode.COMPAT else None
+    # A model of chats is served whatever these say, because its other routes do not read them.
+    files = (
+        read_checkpoint_writing(Path(service.settings.model_dir), must_fit=False)
+        if mode is GenerateMode.COMPAT
+        else None
+    )
     return GeneratingRoute(
         service,
         decoder,

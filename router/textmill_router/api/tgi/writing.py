@@ -100,7 +100,7 @@ class _Prepare:
         self._task = task
         self._languages_of = languages_of
         self._folder = folder
-        self._files = read_checkpoint_writing(folder)
+        self._files = read_checkpoint_writing(folder, must_fit=True)
         self._own_pair = read_language_pair(folder)
         self._codes: LanguageCodes | None = None  # of the tokenizer that `_codes_of` names
         self._codes_of: Tokenizer | None = None

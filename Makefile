@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run demo-vision test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-clients test-playground test-deploy test-ray test-proxies test-demo-vision image-test bench clean
+.PHONY: help run demo-vision test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-gpu-packages test-clients test-playground test-deploy test-ray test-proxies test-demo-vision image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -135,6 +135,14 @@ task-classes: $(STAMP) ## Write the tasks of transformers' classes, which the la
 kernels: $(STAMP) ## Compile the GPU kernels for three GPUs, without a GPU, compare with docs/kernels.md, and try the benchmark of a GPU
 	@$(BIN)/python -m tests.kernels.page --check
 	@$(BIN)/python -m pytest --quiet -m kernels tests/unit/bench
+
+test-gpu-packages: ## Try the benchmark of a GPU, dry, with torch 2.11, Triton 3.6 and transformers 5.17 alone, in a venv of their own
+	@test -x .venv-gpu-packages/bin/python || $(PYTHON) -m venv .venv-gpu-packages
+	@.venv-gpu-packages/bin/python -m pip install --quiet --disable-pip-version-check -c bench/gpu/constraints.txt \
+		torch triton transformers numpy grpcio
+	@export PYTHONPATH="$(CURDIR):$(subst $() ,:,$(addprefix $(CURDIR)/,$(ROOMS)))"; \
+		.venv-gpu-packages/bin/python -m bench.gpu --dry --report .venv-gpu-packages/report.json && \
+		.venv-gpu-packages/bin/python -m tests.kernels.page --compile 90
 
 kernels-page: $(STAMP) ## Write docs/kernels.md from what the compiler makes of the GPU kernels
 	@$(BIN)/python -m tests.kernels.page

@@ -2,7 +2,8 @@
 
 # T tokens, H query heads, K key/value heads, D key width, E value width
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -66,10 +67,32 @@ DRY_VOCABULARY = 10_000  # three parts of a row, the last of them short
 DRY_DECODES, DRY_CHUNKS = ((0, 1), (40, 1)), ((0, 9), (17, 3))
 
 
-def check_kernels(setting: Setting) -> Iterator[Row]:
-    """Yield a row for each variant. A dry run takes one variant of each kernel and type of keys, in fp32."""
-    done: set[str] = set()
-    for variant in VARIANTS:
+def check_kernels(
+    setting: Setting, *, number: int, of: int, done: Collection[str], begin: Callable[[str], None]
+) -> Iterator[Row]:
+    """Yield a row for each variant `number`, `number + of` ... that is not `done`, the samples of the table first.
+
+    `begin` is called before each. An exception that leaves the device alive becomes a row, other ones pass through.
+    """
+    for variant in _checked_variants(setting)[number::of]:
+        name = f"{variant.kernel}: {variant.name}"
+        if name in done:
+            continue
+        begin(name)
+        dtype = "fp32" if setting.is_dry or isinstance(variant.case, ScanCase | NoiseCase) else variant.case.dtype
+        try:
+            error = _error_of(setting, variant, DTYPES[dtype])
+        except Exception as fault:
+            setting.check_device()
+            yield Row(name, {"failed": f"{type(fault).__name__}: {fault}".partition("\n")[0]}, is_fine=False)
+            continue
+        yield Row(name, {"error": error, "allowed": TOLERANCE[dtype]}, is_fine=error <= TOLERANCE[dtype])
+
+
+def _checked_variants(setting: Setting) -> list[Variant]:
+    """Return the variants that are run. A dry run takes one variant of each kernel and type of keys, in fp32."""
+    found, kinds = list[Variant](), set[str]()
+    for variant in sorted(VARIANTS, key=lambda variant: not variant.is_sample):
         if isinstance(variant.case, MergeCase) or (
             isinstance(variant.case, ScanCase) and variant.kernel != "scan_parts"
         ):
@@ -79,18 +102,13 @@ def check_kernels(setting: Setting) -> Iterator[Row]:
             continue
         kind = f"{variant.kernel}, {getattr(variant.case, 'stored', None)}, {changes}"
         kind += f", {getattr(variant.case, 'has_candidates', False)}"
-        if setting.is_dry and kind in done:
+        if setting.is_dry and kind in kinds:
             continue
-        done.add(kind)
+        kinds.add(kind)
         if getattr(variant.case, "stored", None) == "fp8e4nv" and not _has_e4m3(setting):
             continue
-        dtype = "fp32" if setting.is_dry or isinstance(variant.case, ScanCase | NoiseCase) else variant.case.dtype
-        error = _error_of(setting, variant, DTYPES[dtype])
-        yield Row(
-            name=f"{variant.kernel}: {variant.name}",
-            numbers={"error": error, "allowed": TOLERANCE[dtype]},
-            is_fine=error <= TOLERANCE[dtype],
-        )
+        found.append(variant)
+    return found
 
 
 def _error_of(setting: Setting, variant: Variant, dtype: torch.dtype) -> float:
@@ -107,7 +125,7 @@ def _error_of(setting: Setting, variant: Variant, dtype: torch.dtype) -> float:
                 return _difference(setting.kernels.rms_norm(x, factor_I, 1e-5), rms_norm_plainly(x, factor_I, 1e-5))
             found = setting.kernels.add_rms_norm(x, residual, factor_I, 1e-5)
             expected = add_rms_norm_plainly(x, residual, factor_I, 1e-5)
-            return max(_difference(*pair) for pair in zip(found, expected, strict=True))
+            return worst(_difference(*pair) for pair in zip(found, expected, strict=True))
         case GateCase():
             gate, up = torch.split(_random(setting, dtype, 5, 2 * case.width), case.width, dim=-1)
             found_TI = setting.kernels.gate_up(gate, up, case.activation)
@@ -151,10 +169,10 @@ def _scan_error(setting: Setting, case: ScanCase) -> float:
         return float("inf")
     # A GPU may round a product and a sum together.
     error = _difference(found.scores_NV[finite][is_possible], plain.scores_NV[finite][is_possible])
-    error = max(error, _difference(found.scan.log_mass_N[finite], plain.scan.log_mass_N[finite]))
+    masses = _difference(found.scan.log_mass_N[finite], plain.scan.log_mass_N[finite])
     if found.tempered_mass_N is None or plain.tempered_mass_N is None:
-        return error
-    return max(error, _difference(found.tempered_mass_N[finite], plain.tempered_mass_N[finite]))
+        return worst((error, masses))
+    return worst((error, masses, _difference(found.tempered_mass_N[finite], plain.tempered_mass_N[finite])))
 
 
 def _changes(setting: Setting, case: ScanCase) -> ScoreChanges:
@@ -268,9 +286,10 @@ def _write_error(setting: Setting, case: WriteCase, dtype: torch.dtype) -> float
     found = setting.kernels.write_kv(query, key, value, keys, values, places_T=places_T, tables=tables, scales=scales)
     expected = write_plainly(query, key, value, expected_keys, expected_values, places_T, tables, scales)
     if scales is not None:
-        return max(_difference(found, expected), _worst_step(keys, expected_keys), _worst_step(values, expected_values))
+        bits = (_worst_step(keys, expected_keys), _worst_step(values, expected_values))
+        return worst((_difference(found, expected), *bits))
     pairs = ((found, expected), (keys, expected_keys), (values, expected_values))
-    return max(_difference(*pair) for pair in pairs)
+    return worst(_difference(*pair) for pair in pairs)
 
 
 def _scales(setting: Setting) -> KvScales:
@@ -286,6 +305,11 @@ def _worst_step(found: torch.Tensor, expected: torch.Tensor) -> float:
     """
     share = float((found.view(torch.uint8) != expected.view(torch.uint8)).float().mean())
     return float("inf") if share > 0.01 and found.device.type == "cuda" else 0.0
+
+
+def worst(errors: Iterable[float]) -> float:
+    """Return the largest error, infinity where one is no number: Python's `max` passes a NaN over."""
+    return max(math.inf if math.isnan(error) else error for error in errors)
 
 
 def _random(setting: Setting, dtype: torch.dtype, *shape: int) -> torch.Tensor:

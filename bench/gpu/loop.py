@@ -1,8 +1,9 @@
 """Runs requests through the real step loop of a shard, without router and processes: what overlap and graphs change."""
 
+import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,14 +40,26 @@ class Request:
     shares_of: int | None = None  # place of the request whose first blocks this one finds computed
 
 
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """The seconds of one step that decodes alone."""
+
+    whole_s: float  # from the result before to this result
+    device_s: float  # on the clock of the device
+    host_s: float  # processor time of the thread that runs the steps
+
+
 @dataclass(slots=True)
 class LoopRun:
     """What a run has given."""
 
     tokens: list[list[int]]
     seconds: float = 0.0
-    device_s: float = 0.0  # sum over the steps, on the clock of the device
-    num_steps: int = 0
+    decodes: list[StepTimes] = field(default_factory=list)
+
+    def median_ms(self, seconds_of: Callable[[StepTimes], float]) -> float:
+        """Return the median over the steps that decode alone."""
+        return 1e3 * statistics.median(map(seconds_of, self.decodes)) if self.decodes else float("nan")
 
 
 class StepLoop:
@@ -119,10 +132,14 @@ class StepLoop:
             admits=[_admit(place, requests[place], blocks[place], self._block_size) for place in first], budget=budget
         )
         num_open = len(first)
+        result_s, host_s = began_s, self._host_s()
         while num_open:
             result = self._next()
-            found.num_steps += result.step > 0
-            found.device_s += result.device_ns / 1e9
+            before_s, result_s = result_s, time.perf_counter()
+            before_host_s, host_s = host_s, self._host_s()
+            if result.step and not len(result.prefill_slots):
+                times = StepTimes(result_s - before_s, result.device_ns / 1e9, host_s - before_host_s)
+                found.decodes.append(times)
             for slot, token, flag in zip(
                 result.slots.tolist(), result.tokens.tolist(), result.flags.tolist(), strict=True
             ):
@@ -136,6 +153,11 @@ class StepLoop:
                 waiting = []
         found.seconds = time.perf_counter() - began_s
         return found
+
+    def _host_s(self) -> float:
+        """Return the processor time that the thread of the steps has used so far."""
+        assert self._thread.ident is not None
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def run_preempted(self, request: Request, *, after: int) -> list[int]:
         """Run one request, drop it after so many tokens, admit it again with its tokens, and return all of them."""

@@ -1,7 +1,8 @@
 """Starts the whole server on the device and compares an answer over HTTP with transformers' own greedy text."""
 
-import importlib.util
 import json
+import re
+import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -16,16 +17,17 @@ from bench.gpu.setting import Setting
 from bench.gpu.steps import make_model
 from bench.servers import Server, free_port
 
-ROUTER_PACKAGES = ("starlette", "uvicorn", "msgspec", "tokenizers", "jinja2", "prometheus_client")
+START_LIMIT_S = 120.0
+IMPORTS = "import textmill_launcher.__main__, textmill_router.__main__, textmill_shard.__main__"
 PROMPT = "w5 w9 w2 w7 w1"
 NUM_NEW = 12
 
 
 def check_server(setting: Setting) -> Iterator[Row]:
     """Yield whether the tokens of `POST /generate` are those of transformers. Needs the packages of the router."""
-    missing = [name for name in ROUTER_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        yield Row("a call over HTTP", {"left out": f"these packages are missing: {', '.join(missing)}"})
+    missing = missing_package()
+    if missing is not None:
+        yield Row("a call over HTTP", {"left out": f"the server needs the package {missing}, which is not installed"})
         return
     sizes = DRY_SMALL if setting.is_dry else SMALL
     device = "cpu" if setting.is_dry else "cuda"
@@ -41,13 +43,25 @@ def check_server(setting: Setting) -> Iterator[Row]:
         command += ["--dtype", "float32", "--hostname", "127.0.0.1", "--port", str(port), "--max-restarts", "0"]
         command += ["--kv-cache-bytes", str(64 << 20), "--shard-uds-path", str(path / "s")]
         with Server(command, path / "server.log") as server:
-            server.wait_for_http(f"http://127.0.0.1:{port}/health", min(120.0, max(setting.left_s, 30.0)))
+            limit_s = START_LIMIT_S if setting.is_dry else max(1.0, min(START_LIMIT_S, setting.left_s))
+            server.wait_for_http(f"http://127.0.0.1:{port}/health", limit_s)
             found = _generate(port)
     wanted = expected[0, ids.shape[1] :].tolist()
     num_other = sum(mine != theirs for mine, theirs in zip(found, wanted, strict=True))
     yield Row(
         f"launcher --device {device}: greedy tokens", {"tokens": NUM_NEW, "other tokens": num_other}, num_other == 0
     )
+
+
+def missing_package() -> str | None:
+    """Return the first package that one of the three processes of a server lacks. Raises RuntimeError otherwise."""
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode == 0:
+        return None
+    found = re.search(r"No module named '([^'.]+)", done.stderr)
+    if found is None or found[1].startswith("textmill_"):
+        raise RuntimeError(f"the server cannot be imported: {done.stderr.strip()}")
+    return found[1]
 
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import torch
 from textmill_shard.model.decode_graphs import CudaGraphRecorder, GraphRecorder, RecordedStep
@@ -11,6 +12,7 @@ from textmill_shard.triton_kernels.kernels import TritonKernels
 
 NUM_WARM_UPS = 3
 DRY_MULTIPROCESSORS = 4
+FIXED_TRITON, STRICT_NUMPY = (3, 7), (2, 4)  # since then: no array as a number asked for; none given
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,16 @@ class Setting:
     @property
     def left_s(self) -> float:
         return self.ends_at - time.monotonic()
+
+    def judge(self, is_met: bool) -> bool | None:
+        """Return whether an aim is met, None in a dry run, whose times say nothing."""
+        return None if self.is_dry else is_met
+
+    def check_device(self) -> None:
+        """Raise what the device says where it answers no more, as after an illegal access to memory."""
+        if not self.is_dry:
+            torch.cuda.synchronize(self.device)
+            torch.zeros(1, device=self.device).item()
 
     def graph_recorder(self) -> GraphRecorder:
         """Return what records graphs. A dry run only drives the code around them."""
@@ -76,13 +88,24 @@ class _RunAgain:
         return RecordedStep(replay=replay, output=output)
 
 
-def make_setting(*, is_dry: bool, budget_s: float) -> Setting:
-    """Return the setting. Raises RuntimeError where there is no GPU and the run is not dry."""
-    ends_at = time.monotonic() + budget_s
+def make_setting(*, is_dry: bool, left_s: float) -> Setting:
+    """Return the setting. Raises RuntimeError where there is no GPU, or for a dry run no interpreter that works."""
+    ends_at = time.monotonic() + left_s
     if is_dry:
+        check_interpreter(version("triton"), version("numpy"))
         return Setting(torch.device("cpu"), True, ends_at, TritonKernels(num_multiprocessors=DRY_MULTIPROCESSORS))
     if not torch.cuda.is_available():
         raise RuntimeError("torch sees no GPU: --dry runs everything in tiny shapes on the CPU")
     device = torch.device("cuda:0")
     num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     return Setting(device, False, ends_at, TritonKernels(num_multiprocessors=num_multiprocessors))
+
+
+def check_interpreter(triton: str, numpy: str) -> None:
+    """Raise RuntimeError for two versions whose interpreter fails at the first loop, with the versions that work."""
+    old, strict = (tuple(int(word) for word in said.split(".")[:2]) for said in (triton, numpy))
+    if old < FIXED_TRITON and strict >= STRICT_NUMPY:
+        raise RuntimeError(
+            f"--dry needs numpy below 2.4 beside Triton {triton}, whose interpreter takes an array of one number for "
+            f"that number, and numpy {numpy} is installed. Without --dry, on a GPU, the two run together"
+        )

@@ -25,6 +25,8 @@ from bench.gpu_paper import Step as PaperStep
 BLOCK_SIZE = 16
 NUM_SLOTS = 256
 CONTEXT = 1024
+MOST_RATIO, MOST_JUDGED_ROWS = 1.25, 64  # aims of decode steps: time beside the floor, and up to how many rows
+LEAST_SHARE = 0.6  # aim of a prefill: its rate beside that of a large product
 TOLERANCE = 5e-2  # relative to the largest logit: bfloat16 rounds in another order for other shapes
 
 
@@ -173,11 +175,18 @@ def time_steps(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
         kv_bytes *= sizes.dtype.itemsize
         floor_ms = (weight_bytes + kv_bytes) / setting.rates.get("copy", BYTES_PER_S) * 1e3
         numbers: dict[str, float | str] = {"ms": setting.time_ms(run), "host ms": setting.launch_ms(run)}
-        if runner.record_graphs(setting.graph_recorder(), (num_rows,), lambda share: None):
+        has_graph = runner.record_graphs(setting.graph_recorder(), (num_rows,), lambda share: None)
+        if has_graph:
             numbers |= {"graph ms": setting.time_ms(run), "graph host ms": setting.launch_ms(run)}
         best_ms = min(float(numbers[name]) for name in ("ms", "graph ms") if name in numbers)
         numbers |= {"floor ms": floor_ms, "ratio": best_ms / floor_ms}
-        yield Row(f"decode of {num_rows} rows, {sizes.context} context", numbers)
+        yield Row(
+            f"decode of {num_rows} rows, {sizes.context} context",
+            numbers,
+            is_fine=None if has_graph else False,
+            aim=f"ratio <= {MOST_RATIO}" if num_rows <= MOST_JUDGED_ROWS else "",
+            meets_aim=setting.judge(best_ms <= MOST_RATIO * floor_ms) if num_rows <= MOST_JUDGED_ROWS else None,
+        )
     zero_pool(runner, -(-sizes.prefill // BLOCK_SIZE) + 1)
     prefill = batch_of(setting, sizes, [(0, sizes.prefill)])
     prefill_ms = setting.time_ms(lambda: runner.forward(prefill), repeats=5)
@@ -189,7 +198,10 @@ def time_steps(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
         "TFLOP/s": rate / 1e12,
         "share of a product": rate / setting.rates.get("product", OPERATIONS_PER_S),
     }
-    yield Row(f"prefill of {sizes.prefill} tokens", numbers)
+    is_met = float(numbers["share of a product"]) >= LEAST_SHARE
+    yield Row(
+        f"prefill of {sizes.prefill} tokens", numbers, aim=f"share >= {LEAST_SHARE}", meets_aim=setting.judge(is_met)
+    )
 
 
 def zero_pool(runner: ModelRunner, num_blocks: int) -> None:

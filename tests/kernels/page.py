@@ -15,7 +15,7 @@ from pathlib import Path
 
 from textmill_shard.triton_kernels.variants import TARGETS, VARIANTS
 
-from tests.kernels.compile_pool import compile_remembered
+from tests.kernels.compile_pool import compile_all, compile_remembered
 from tests.kernels.compile_variant import Job, Usage
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
@@ -149,10 +149,28 @@ def _lines(usages: Sequence[Usage]) -> Iterator[str]:
     yield ""
 
 
+def _compile(target: int) -> int:
+    """Compile each variant for a target with a release of Triton that the page does not speak of."""
+    jobs = [job for job in all_jobs() if job[1] == target]
+    usages = compile_all(jobs, num_processes=os.cpu_count() or 1)
+    num_spilling = sum(usage.local_bytes > 0 for usage in usages)
+    print(f"{len(usages)} variants compile for sm_{target}, of which {num_spilling} spill")
+    too_large = [usage for usage in usages if usage.shared_bytes > SHARED_LIMIT_BYTES[target]]
+    for usage in too_large:
+        print(f"{VARIANTS[usage.variant].name} takes more shared memory than the GPU has")
+    return bool(too_large)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare docs/kernels.md instead of writing it")
-    check = parser.parse_args().check
+    parser.add_argument(
+        "--compile", type=int, choices=TARGETS, metavar="SM", help="compile for one target, and compare with nothing"
+    )
+    arguments = parser.parse_args()
+    if arguments.compile:
+        return _compile(arguments.compile)
+    check = arguments.check
     memory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "textmill" / "kernels"
     usages = compile_remembered(all_jobs(), num_processes=os.cpu_count() or 1, memory=memory)
     complaints = faults(usages, may_spill=not is_version_of_page())

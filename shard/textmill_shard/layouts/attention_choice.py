@@ -1,6 +1,7 @@
 """Chooses the attention backend of a model, once, before the model is built."""
 
 import logging
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -17,6 +18,10 @@ from textmill_shard.triton_kernels.paged_backend import PagedAttention
 from textmill_shard.triton_kernels.variants import FIRST_WITH_E4M3
 
 log = logging.getLogger(__name__)
+
+# Before, Triton turned numbers of fp8_e5m2 into bfloat16 by an instruction that GPUs have since this capability.
+FIRST_TRITON_WITH_E5M2 = (3, 7)
+FIRST_WITH_PRODUCTS_OF_BF16 = 90
 
 
 def choose_attention(
@@ -55,6 +60,8 @@ def choose_attention(
         return _load_flash(device, dtype=dtype, block_size=block_size)
     if KV_TYPES.get(kv_type) is torch.float8_e4m3fn:
         _check_e4m3(device)
+    if KV_TYPES.get(kv_type) is torch.float8_e5m2 and dtype is torch.bfloat16:
+        _check_e5m2(device)
     try:
         return PagedAttention(load_triton_kernels(device))
     except TritonMissing as reason:
@@ -82,4 +89,21 @@ def _check_e4m3(device: torch.device) -> None:
         raise BackendRefused(
             f"--kv-cache-dtype fp8_e4m3fn needs a GPU of compute capability {FIRST_WITH_E4M3 / 10}, and this one has "
             f"{major}.{minor}: --kv-cache-dtype fp8_e5m2, or --attention-backend reference, which is slow"
+        )
+
+
+def _check_e5m2(device: torch.device) -> None:
+    """Raises BackendRefused for a release of Triton that cannot compile the kernels for this GPU and bfloat16."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor >= FIRST_WITH_PRODUCTS_OF_BF16:
+        return
+    try:
+        installed = version("triton")
+    except PackageNotFoundError:
+        return  # the kernels are not had at all, which is told elsewhere
+    if tuple(int(word) for word in installed.split(".")[:2]) < FIRST_TRITON_WITH_E5M2:
+        raise BackendRefused(
+            f"--kv-cache-dtype fp8_e5m2 with --dtype bfloat16 needs Triton 3.7 or newer on a GPU of compute capability "
+            f"{major}.{minor}, and {installed} is installed: leave --kv-cache-dtype out, or --attention-backend "
+            "reference, which is slow"
         )

@@ -27,6 +27,7 @@ from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions, fi
 from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
 from textmill_shard.layouts.rope_tables import choose_long_tables_by_token
 from textmill_shard.layouts.split_decoder import RunDecoder
+from textmill_shard.layouts.state_cache import check_states_can_be_asked
 from textmill_shard.layouts.state_caller import StateCaller
 from textmill_shard.layouts.state_rows import StateRows
 from textmill_shard.model.adapter import LinearPart
@@ -136,6 +137,7 @@ def _arrange(
             swaps=swaps,
             vocabulary_sizes=let_head_give_part(model),
         )
+    check_states_can_be_asked()
     rows = StateRows(probe.states, num_slots=options.num_slots, device=device)
     caller = StateCaller(model, context, rows, device=device)
     return Layout(

@@ -6,8 +6,21 @@ from typing import Any
 
 import torch
 from transformers import Cache
+from transformers import __version__ as transformers_version
 
+from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layouts.state_rows import StateRows
+
+FIRST_WITH_STATES = "5.21"  # since then layers ask their cache for states; before, they read the cache's own lists
+
+
+def check_states_can_be_asked() -> None:
+    """Raises UnsupportedModelError for a release of transformers whose layers do not ask for their states."""
+    if not hasattr(Cache, "get_conv_state"):
+        raise UnsupportedModelError(
+            "layers that carry state from token to token are served with transformers "
+            f"{FIRST_WITH_STATES} or newer, and {transformers_version} is installed"
+        )
 
 
 class StateCache(Cache):  # type: ignore[misc]

@@ -1,28 +1,35 @@
 """A dry run of the benchmark of a GPU drives every part, and the paper figures are those of the document."""
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.gpu import kernel_checks
+from bench.gpu import kernel_checks, server_check
 from bench.gpu.__main__ import main
+from bench.gpu.kernel_checks import check_kernels, worst
+from bench.gpu.plan import plan_run
 from bench.gpu.report import Report, Row
+from bench.gpu.setting import Setting, check_interpreter, make_setting
+from bench.gpu.supervisor import Refused, Supervisor
 from bench.gpu_paper import STEPS, Shape, costs, extra_costs, lines
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "benchmarks.md"
 PARTS = [
-    "Machine",
     "Kernels beside plain torch",
     "Tokens of the step loop",
     "A server",
+    "Machine",
     "Equal logits of a llama of random weights",
     "Steps of a llama of random weights",
-    "What requests and flags add to a step",
     "Streams",
+    "What requests and flags add to a step",
 ]
-CHECKS = slice(1, 5)  # the parts whose rows demand something
+KERNELS = PARTS[0]
+DEMANDING = (KERNELS, PARTS[1], PARTS[2], PARTS[4])  # the parts whose rows demand something
 
 
 @pytest.fixture(autouse=True)
@@ -32,55 +39,152 @@ def one_thread() -> None:
 
 @pytest.mark.kernels
 @pytest.mark.slow  # steps of whole models in the interpreter, and a server, take a minute on a busy machine
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns of infinities, which the interpreter computes with
+@pytest.mark.timeout(900)
 def test_a_dry_run_drives_every_part_and_finds_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "report.json"
     assert main(["--dry", "--report", str(file)]) == 0, capsys.readouterr()
     report = json.loads(file.read_text())
     assert list(report["parts"]) == PARTS
     assert report["skipped"] == {}
-    kernels = {row["name"].partition(":")[0] for row in report["parts"][PARTS[1]]}
+    assert set(report["seconds"]) == set(PARTS)
+    kernels = {row["name"].partition(":")[0] for row in report["parts"][KERNELS]}
     assert kernels == {"paged_attention", "write_kv", "rms_norm", "gate_up", "scan_parts", "shrink", "expand", "gumbel"}
-    names = [row["name"] for row in report["parts"][PARTS[1]]]
+    names = [row["name"] for row in report["parts"][KERNELS]]
     for word in ("over fp8_e4m3fn", "over fp8_e5m2", "repetition, counts, bias, mask, temperature"):
         assert any(word in name for name in names)
-    assert all(row["is_fine"] for part in PARTS[CHECKS] for row in report["parts"][part])
-    assert file.with_suffix(".trace.json").stat().st_size > 1000
+    assert all(row["is_fine"] for part in DEMANDING for row in report["parts"][part])
+    aims = [row["aim"] for rows in report["parts"].values() for row in rows if row["aim"]]
+    assert len(aims) == 5
+    assert file.with_suffix(".trace.json.gz").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert all(f"### {part}" in printed for part in PARTS)
 
 
-def test_a_kernel_that_errs_fails_the_run_and_the_other_parts_still_run(
+def test_the_parts_of_the_plan_are_those_of_the_report() -> None:
+    assert list(plan_run(is_dry=False, num_cores=16).names) == PARTS
+
+
+def test_a_machine_without_a_gpu_is_told_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kernel_checks, "_error_of", lambda *_: 0.5)
-    monkeypatch.setattr("bench.gpu.steps.make_runner", lambda *_: 1 / 0)
-    monkeypatch.setattr("bench.gpu.loop_checks.check_loop", lambda *_: iter([Row("loop", {}, is_fine=True)]))
-    monkeypatch.setattr("bench.gpu.server_check.check_server", lambda *_: iter([Row("server", {}, is_fine=True)]))
-    file = tmp_path / "report.json"
-    assert main(["--dry", "--report", str(file)]) == 1
-    report = json.loads(file.read_text())
-    assert not any(row["is_fine"] for row in report["parts"][PARTS[1]])
-    assert set(report["skipped"]) == set(PARTS[4:])
-    assert "failed: ZeroDivisionError" in report["skipped"][PARTS[4]]
-    assert set(report["parts"]) == set(PARTS[:4])
-    assert "not as demanded: Kernels beside plain torch: paged_attention" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="torch sees no GPU: --dry runs everything") as refusal:
+        make_setting(is_dry=False, left_s=1.0)
 
+    def refuse(*_: object) -> None:
+        raise Refused(str(refusal.value))
 
-def test_a_machine_without_a_gpu_is_told_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
+    monkeypatch.setattr(Supervisor, "run", refuse)
+    assert main(["--report", str(tmp_path / "report.json")]) == 2
     assert "--dry" in capsys.readouterr().err
 
 
-def test_a_report_is_whole_after_every_part(tmp_path: Path) -> None:
-    report = Report(tmp_path / "r.json")
+@pytest.fixture
+def setting() -> Setting:
+    return make_setting(is_dry=True, left_s=1.0)
+
+
+def rows_of(
+    setting: Setting, *, number: int = 0, of: int = 1, done: tuple[str, ...] = ()
+) -> tuple[list[str], list[Row]]:
+    """Return the items that were begun, and the rows."""
+    begun: list[str] = []
+    return begun, list(check_kernels(setting, number=number, of=of, done=done, begin=begun.append))
+
+
+def test_a_kernel_that_errs_is_a_fault(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_checks, "_error_of", lambda *_: 0.5)
+    begun, rows = rows_of(setting)
+    assert [row.name for row in rows] == begun
+    assert [row.is_fine for row in rows] == [False] * len(rows)
+    assert len(rows) > 10
+
+
+def test_a_kernel_that_fails_is_a_fault_and_the_others_are_compared(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: Iterator[object] = iter([RuntimeError("ptxas says\nmuch"), *[0.0] * 100])
+
+    def error_of(*_: object) -> float:
+        error = next(errors)
+        if isinstance(error, Exception):
+            raise error
+        return 0.0
+
+    monkeypatch.setattr(kernel_checks, "_error_of", error_of)
+    _, rows = rows_of(setting)
+    assert rows[0].numbers == {"failed": "RuntimeError: ptxas says"}
+    assert [row.is_fine for row in rows] == [False] + [True] * (len(rows) - 1)
+
+
+def test_processes_share_the_kernels_and_pass_over_those_that_are_done(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_checks, "_error_of", lambda *_: 0.0)
+    whole, _ = rows_of(setting)
+    assert sorted(whole) == sorted(item for number in range(3) for item in rows_of(setting, number=number, of=3)[0])
+    assert rows_of(setting, done=tuple(whole[:4]))[0] == whole[4:]
+
+
+def test_no_number_is_the_worst_error() -> None:
+    assert worst([0.25, math.nan]) == worst([math.nan, 0.25]) == math.inf
+    assert worst([0.25, 0.5, 0.125]) == 0.5
+
+
+def test_an_interpreter_that_numpy_breaks_is_named() -> None:
+    check_interpreter("3.6.0", "2.3.5")
+    check_interpreter("3.7.0", "2.4.0")
+    check_interpreter("3.10.1", "3.0.0")
+    with pytest.raises(RuntimeError, match=r"needs numpy below 2\.4 beside Triton 3\.6\.0"):
+        check_interpreter("3.6.0", "2.10.1")
+
+
+def test_the_package_that_the_server_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_check, "IMPORTS", "import json, no_such_package.inside")
+    assert server_check.missing_package() == "no_such_package"
+    monkeypatch.setattr(server_check, "IMPORTS", "import json")
+    assert server_check.missing_package() is None
+    monkeypatch.setattr(server_check, "IMPORTS", "import textmill_shard.no_such_file")
+    with pytest.raises(RuntimeError, match="cannot be imported"):
+        server_check.missing_package()
+
+
+def test_a_report_is_whole_after_every_row_and_in_the_order_of_the_plan(tmp_path: Path) -> None:
+    report = Report(tmp_path / "r.json", ["two", "one"])
     report.add("one", Row("a", {"ms": 1.5}))
     report.write()
     report.add("two", Row("b", {"error": 0.5}, is_fine=False))
     assert list(json.loads(report.file.read_text())["parts"]) == ["one"]
     report.write()
+    assert list(json.loads(report.file.read_text())["parts"]) == ["two", "one"]
     assert report.faults == ["two: b"]
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_tables_tell_faults_aims_seconds_and_what_is_not_whole(tmp_path: Path) -> None:
+    report = Report(tmp_path / "r.json")
+    report.add("steps", Row("1 row", {"ms": 3.9, "ratio": 1.1}, aim="ratio <= 1.25", meets_aim=True))
+    report.add("steps", Row("8 rows", {"ms": 9.0, "ratio": 2.0}, aim="ratio <= 1.25", meets_aim=False))
+    report.took("steps", 12.4)
+    report.skip("steps", "cut off by the budget")
+    report.add("checks", Row("tokens", {"other": 3.0}, is_fine=False))
+    text = "\n".join(report.lines())
+    assert "### steps, 12 s" in text
+    assert "| 1 row | 3.9 | 1.1 | ratio <= 1.25: met |  |" in text
+    assert "| 8 rows | 9 | 2 | ratio <= 1.25: missed |  |" in text
+    assert "not whole: cut off by the budget" in text
+    assert "| tokens | 3 | NOT AS DEMANDED |" in text
+    assert report.faults == ["checks: tokens"]  # a missed aim is no fault
+
+
+def test_a_long_table_counts_the_kernels_and_shows_the_faulty_rows(tmp_path: Path) -> None:
+    report = Report(tmp_path / "r.json")
+    for number in range(40):
+        report.add("kernels", Row(f"scan: {number}", {"error": 0.001 * number, "allowed": 0.1}, is_fine=True))
+    report.add("kernels", Row("gate: 1", {"failed": "no | result"}, is_fine=False))
+    text = "\n".join(report.lines())
+    assert "| scan | 40 | 40 | 0.39 |" in text
+    assert "| gate | 1 | 0 |  |" in text
+    assert "| gate: 1 | no / result | NOT AS DEMANDED |" in text
 
 
 def test_paper_figures_of_the_document_are_those_of_the_formulas() -> None:

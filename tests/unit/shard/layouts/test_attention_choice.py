@@ -150,6 +150,18 @@ def test_a_gpu_without_the_numbers_of_e4m3_is_refused_by_name(monkeypatch: pytes
     assert chosen_for_8_bits("fp8_e4m3fn", asked="reference") == "reference"
 
 
+@pytest.mark.usefixtures("gpu")
+def test_a_triton_that_cannot_compile_e5m2_for_the_gpu_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textmill_shard.layouts.attention_choice.version", lambda name: {"triton": "3.6.0"}[name])
+    assert chosen_for_8_bits("fp8_e5m2") == "triton"  # an H100 has the instruction
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(BackendRefused, match=r"fp8_e5m2 .* needs Triton 3\.7 or newer .* capability 8\.0, and 3\.6\.0"):
+        chosen_for_8_bits("fp8_e5m2")
+    assert chosen_for_8_bits("fp8_e5m2", asked="reference") == "reference"
+    monkeypatch.setattr("textmill_shard.layouts.attention_choice.version", lambda name: {"triton": "3.10.0"}[name])
+    assert chosen_for_8_bits("fp8_e5m2") == "triton"
+
+
 def test_native_attention_refuses_slopes() -> None:
     backend = choose_attention(None, device=CPU, dtype=torch.float32, block_size=16, kernels=native_kernels())
     with pytest.raises(BackendRefused, match="knows no slopes"):

@@ -1,0 +1,67 @@
+"""The parts of the benchmark, and what the parts of one process share."""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from textmill_shard.model.runner import ModelRunner
+
+from bench.gpu import extras, kernel_checks, loop_checks, plan, rates, server_check, steps, streams
+from bench.gpu.messages import Job
+from bench.gpu.report import Row
+from bench.gpu.setting import make_setting
+
+
+def start(job: Job) -> "Bench":
+    """Raises RuntimeError where this machine cannot run the benchmark."""
+    return Bench(job)
+
+
+class Bench:
+    """The setting of a run, and the runner of the large model once a part has asked for it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._setting = make_setting(is_dry=job.is_dry, left_s=job.left_s)
+        self._setting.rates.update(job.rates)
+        self._runner: ModelRunner | None = None
+
+    def parts(self, begin: Callable[[str], None]) -> Mapping[str, Callable[[], Iterator[Row]]]:
+        setting, job = self._setting, self._job
+
+        def check_kernels() -> Iterator[Row]:
+            return kernel_checks.check_kernels(setting, number=job.number, of=job.of, done=job.done, begin=begin)
+
+        return {
+            plan.MACHINE: lambda: rates.measure_rates(setting),
+            plan.KERNELS: check_kernels,
+            plan.LOOP: lambda: loop_checks.check_loop(setting),
+            plan.SERVER: lambda: server_check.check_server(setting),
+            plan.EQUALITIES: lambda: steps.check_equalities(setting, self._made_runner()),
+            plan.STEPS: lambda: steps.time_steps(setting, self._made_runner()),
+            plan.STREAMS: lambda: streams.time_streams(setting, self._made_runner(), Path(job.trace_file)),
+            plan.EXTRAS: lambda: extras.time_extras(setting, self._made_runner()),
+        }
+
+    @property
+    def left_s(self) -> float:
+        return self._setting.left_s
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        return self._setting.rates
+
+    def check_device(self) -> None:
+        self._setting.check_device()
+
+    def forget_models(self) -> None:
+        self._runner = None
+        gc.collect()
+        if not self._setting.is_dry:
+            torch.cuda.empty_cache()
+
+    def _made_runner(self) -> ModelRunner:
+        if self._runner is None:
+            self._runner = steps.make_runner(self._setting, steps.sizes_of(self._setting))
+        return self._runner

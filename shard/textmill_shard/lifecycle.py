@@ -24,6 +24,8 @@ from textmill_shard.engine.media_desk import MediaDesk
 from textmill_shard.engine.media_rope import rope_rule
 from textmill_shard.engine.media_rows import OwnRows, ReceivedRows, RowSource
 from textmill_shard.engine.media_store import MediaStore
+from textmill_shard.engine.part_desk import PartDesk
+from textmill_shard.engine.part_sampling import PartSampling
 from textmill_shard.engine.rank_channel import GlooChannel, RankChannel, SoloChannel
 from textmill_shard.engine.row_sampling import RowSampler
 from textmill_shard.engine.shared_channel import SharedChannel
@@ -44,6 +46,7 @@ from textmill_shard.model.memory import KvMemoryOptions
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.model.step_size import plan_fitting_step
 from textmill_shard.row_start import start_rows
+from textmill_shard.sampling.part_sampler import PartSampler
 from textmill_shard.sampling.row_scan import DeviceRowScanner, NativeRowScanner, RowScanner
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.sampling.watermark import WatermarkKey
@@ -148,22 +151,54 @@ def _start_steps(settings: ServeSettings, device: str, status: ShardStatus) -> t
         media=_row_source(runner, desk, channel),
         rope=rope_rule(runner),
         has_overlap=runner.device.type == "cuda" and not settings.no_overlap,
-        shares_vocabulary=runner.shares_vocabulary,
+        vocabulary=runner.vocabulary,
     )
     reader = _adapter_reader(settings, runner, facts, SoloGroup() if is_alone else GlooGroup(settings.world_size))
+    finish_rules = FinishRules(facts.eos_token_ids)
+    sampler = Sampler(
+        num_slots=facts.num_slots,
+        device=executor.device,
+        watermark=WatermarkKey(gamma=settings.watermark_gamma, delta=settings.watermark_delta),
+        scanner=_scanner(runner),
+    )
+    parts = None if runner.vocabulary is None else PartSampler(sampler, runner.vocabulary)
     if settings.rank != 0:
-        follower = Follower(executor=executor, channel=channel, status=status, read_plan=plan_from_bytes, reader=reader)
+        sampling = None
+        if parts is not None:
+            sampling = PartSampling(
+                sampler=sampler,
+                parts=parts,
+                finish_rules=finish_rules,
+                channel=channel,
+                vocab_size=facts.vocab_size,
+            )
+        follower = Follower(
+            executor=executor,
+            channel=channel,
+            status=status,
+            read_plan=plan_from_bytes,
+            reader=reader,
+            sampling=sampling,
+        )
         return LoadedShard(facts=facts, engine=None, adapter_digests=lambda: executor.adapter_digests), follower.run
-    engine = _build_engine(
-        settings,
+    grammars = GrammarSlots(matchers, finish_rules)
+    engine = Engine(
         executor=executor,
-        facts=facts,
+        row_sampler=RowSampler(
+            sampler=sampler,
+            finish_rules=finish_rules,
+            grammars=grammars,
+            has_overlap=executor.feed is not None,
+            parts=None if parts is None else PartDesk(parts, channel),
+        ),
+        grammars=grammars,
+        finish_rules=finish_rules,
         channel=channel,
         adapters=AdapterDesk(executor, reader, max_bytes=facts.adapter_bytes),
         status=status,
-        matchers=matchers,
-        scanner=_scanner(runner),
+        lease_s=settings.router_lease_s,
         media=desk,
+        reader=None if executor.feed is None else TokenReader(executor.device),
     )
     return LoadedShard(facts=facts, engine=engine, adapter_digests=lambda: executor.adapter_digests), engine.run
 
@@ -375,40 +410,3 @@ def _adapter_reader(settings: ServeSettings, runner: ModelRunner, facts: ShardFa
         return runner.adapters.prepare(read_adapter(folder, runner.targets, limits))
 
     return AdapterReader(read, group)
-
-
-def _build_engine(
-    settings: ServeSettings,
-    *,
-    executor: StepExecutor,
-    facts: ShardFacts,
-    channel: RankChannel,
-    adapters: AdapterDesk,
-    status: ShardStatus,
-    matchers: MatcherFactory | None,
-    scanner: RowScanner | None,
-    media: MediaDesk | None,
-) -> Engine:
-    finish_rules = FinishRules(facts.eos_token_ids)
-    grammars = GrammarSlots(matchers, finish_rules)
-    watermark = WatermarkKey(gamma=settings.watermark_gamma, delta=settings.watermark_delta)
-    sampler = Sampler(
-        num_slots=facts.num_slots,
-        device=executor.device,
-        watermark=watermark,
-        scanner=scanner,
-    )
-    return Engine(
-        executor=executor,
-        row_sampler=RowSampler(
-            sampler=sampler, finish_rules=finish_rules, grammars=grammars, has_overlap=executor.feed is not None
-        ),
-        grammars=grammars,
-        finish_rules=finish_rules,
-        channel=channel,
-        adapters=adapters,
-        status=status,
-        lease_s=settings.router_lease_s,
-        media=media,
-        reader=None if executor.feed is None else TokenReader(executor.device),
-    )

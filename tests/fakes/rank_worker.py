@@ -49,7 +49,7 @@ from tests.fakes.late_tokens import late_reader
 from tests.fakes.native_cases import native_cache_folder
 from tests.fakes.paged_driver import PagedDriver
 from tests.fakes.shard_facts import facts_of
-from tests.fakes.step_engine import make_engine
+from tests.fakes.step_engine import make_engine, make_part_sampling
 from tests.fakes.step_harness import WAIT_S, Shard
 from tests.zoo.image_engine import MEDIA_BYTES, image_facts, media_of, put_tensors
 
@@ -129,16 +129,33 @@ def write_behind_image(runner: ModelRunner, parallel: TensorParallel, ids: list[
     channel = channel_of(parallel)
     if parallel.rank:
         rows = ReceivedRows(media, channel, dtype=runner.dtype, device=runner.device)
-        executor = StepExecutor(runner=runner, facts=facts, media=rows, rope=rope_rule(runner))
+        executor = StepExecutor(
+            runner=runner, facts=facts, media=rows, rope=rope_rule(runner), vocabulary=runner.vocabulary
+        )
         reader = AdapterReader(read_shift, SoloGroup())
+        sampler = Sampler(num_slots=facts.num_slots, device=runner.device)
+        sampling = make_part_sampling(sampler, facts, channel, runner.vocabulary)
         Follower(
-            executor=executor, channel=channel, status=ShardStatus(), read_plan=plan_from_bytes, reader=reader
+            executor=executor,
+            channel=channel,
+            status=ShardStatus(),
+            read_plan=plan_from_bytes,
+            reader=reader,
+            sampling=sampling,
         ).run()
         return []
     store = MediaStore(max_bytes=MEDIA_BYTES, row_bytes=media.row_bytes)
     desk = MediaDesk(store, media, runner.encode_media, device=runner.device, runs_beside_steps=True)
-    executor = StepExecutor(runner=runner, facts=facts, media=OwnRows(store, channel), rope=rope_rule(runner))
-    engine = make_engine(executor, facts, status=ShardStatus(), channel=channel, media=desk)
+    executor = StepExecutor(
+        runner=runner,
+        facts=facts,
+        media=OwnRows(store, channel),
+        rope=rope_rule(runner),
+        vocabulary=runner.vocabulary,
+    )
+    engine = make_engine(
+        executor, facts, status=ShardStatus(), channel=channel, media=desk, vocabulary=runner.vocabulary
+    )
     thread = threading.Thread(target=engine.run)
     thread.start()
     session = engine.open_session()
@@ -244,69 +261,127 @@ def _counted() -> Iterator[Counter[str]]:
             setattr(dist, name, function)
 
 
-def run_loop(folder: Path, parallel: TensorParallel, *, has_overlap: bool) -> dict[int, list[int]]:
-    """Run requests of several kinds through the step loop of each rank, and return the tokens by slot on rank 0.
+@dataclass(slots=True)
+class LoopSight:
+    """What the step loop of rank 0 tells of its requests, by slot. Log-probabilities are in the order of the tokens."""
+
+    tokens: dict[int, list[int]]
+    logprobs: dict[int, list[float]]
+    top_ids: dict[int, list[list[int]]]
+    top_logprobs: dict[int, list[float]]
+    prompt_logprobs: dict[int, list[float]]
+    prompt_top_ids: dict[int, list[int]]
+
+
+def little_endian(*values: int) -> bytes:
+    return np.array(values, dtype="<u4").tobytes()
+
+
+# Every option that changes scores or draws. The candidates are few, so that many draws need more of their rows.
+LOOP_SAMPLINGS = (
+    pb.Sampling(),
+    pb.Sampling(do_sample=True, seed=5),
+    pb.Sampling(do_sample=True, seed=6, presence_penalty=1.0, frequency_penalty=0.2),
+    pb.Sampling(do_sample=True, seed=7, top_k=3),
+    pb.Sampling(do_sample=True, seed=8, top_p=0.4),
+    pb.Sampling(do_sample=True, seed=9, typical_p=0.5),
+    pb.Sampling(do_sample=True, seed=10, min_p=0.3, temperature=0.2),
+    pb.Sampling(repetition_penalty=1.7),
+    pb.Sampling(logit_bias_ids=little_endian(3, 300), logit_bias_values=np.array([0.2, 0.4], dtype="<f4").tobytes()),
+    pb.Sampling(do_sample=True, seed=11, dry_multiplier=1.0, dry_base=1.5, dry_allowed_length=1),
+    pb.Sampling(do_sample=True, seed=12, allowed_ids=little_endian(4, 90, 200, 310)),
+    pb.Sampling(bad_sequences=[little_endian(5), little_endian(6, 7)], no_repeat_ngram_size=1),
+)
+NUM_LOOP_SLOTS = len(LOOP_SAMPLINGS)
+
+
+def loop_admits() -> list[pb.Admit]:
+    admits = []
+    for slot, sampling in enumerate(LOOP_SAMPLINGS):
+        neutral = pb.Sampling(temperature=2.0, top_p=1.0, typical_p=1.0, repetition_penalty=1.0)
+        neutral.MergeFrom(sampling)
+        made = pb.Admit(
+            request_id=slot,
+            slot=slot,
+            prompt_ids=little_endian(*range(7 * slot, 7 * slot + 3 + 2 * slot)),
+            block_ids=[little_endian(*range(16 * slot, 16 * slot + 16))],
+            max_new_tokens=24 - slot,
+            min_new_tokens=9,
+            ignore_eos=slot % 3 > 0,
+            logprobs=slot % 2 == 0,
+            top_n_tokens=slot % 4,
+            watermark=slot == 4,
+            sampling=neutral,
+        )
+        if slot % 5 == 1:
+            made.prompt_logprobs_from, made.prompt_top_n_tokens = 1, slot % 3
+        admits.append(made)
+    return admits
+
+
+def run_loop(folder: Path, parallel: TensorParallel, *, has_overlap: bool) -> LoopSight | None:
+    """Run requests of many kinds through the step loop of each rank, and return what rank 0 tells of them.
 
     With overlap the tokens reach the host of rank 0 after random times, and the hosts of the other ranks never.
     """
     options = LoadOptions(model_dir=folder, dtype="float32", block_size=4)
     runner = load_model(options, lambda phase, share: None, parallel)
-    num_blocks, num_slots = 64, 4
+    num_blocks = 16 * NUM_LOOP_SLOTS
     runner.allocate_kv(num_blocks)
     facts = facts_of(
-        runner, block_size=4, num_blocks=num_blocks, num_slots=num_slots, max_step_tokens=16, eos_token_ids=()
+        runner,
+        block_size=4,
+        num_blocks=num_blocks,
+        num_slots=NUM_LOOP_SLOTS,
+        max_step_tokens=32,
+        eos_token_ids=(),
+        features=("prompt_logprobs",),
     )
     channel = channel_of(parallel)
+    sampler = Sampler(num_slots=NUM_LOOP_SLOTS, device=runner.device, num_candidates=8)
     if parallel.rank:
         Follower(
-            executor=StepExecutor(
-                runner=runner, facts=facts, has_overlap=has_overlap, shares_vocabulary=runner.shares_vocabulary
-            ),
+            executor=StepExecutor(runner=runner, facts=facts, has_overlap=has_overlap, vocabulary=runner.vocabulary),
             channel=channel,
             status=ShardStatus(),
             read_plan=plan_from_bytes,
             reader=AdapterReader(read_shift, SoloGroup()),
+            sampling=make_part_sampling(sampler, facts, channel, runner.vocabulary),
         ).run()
-        return {}
-    samplings = (
-        pb.Sampling(),
-        pb.Sampling(do_sample=True, seed=5),
-        pb.Sampling(do_sample=True, seed=6, presence_penalty=1.0),
-        pb.Sampling(do_sample=True, seed=7, top_k=3),
-    )
-    admits = []
-    for slot, sampling in enumerate(samplings):
-        sampling.MergeFrom(pb.Sampling(temperature=2.0, top_p=1.0, typical_p=1.0, repetition_penalty=1.0))
-        prompt = np.arange(3 + 4 * slot, dtype="<u4") + 7 * slot
-        blocks = np.arange(16 * slot, 16 * slot + 16, dtype="<u4")
-        admits.append(
-            pb.Admit(
-                request_id=slot,
-                slot=slot,
-                prompt_ids=prompt.tobytes(),
-                block_ids=[blocks.tobytes()],
-                max_new_tokens=24 - slot,
-                ignore_eos=True,
-                sampling=sampling,
-            )
-        )
-    budget = pb.Budget(max_step_tokens=16, max_prefill_tokens=9, max_chunk_tokens=5)
-    message = pb.Plan(number=1, admits=admits, budget=budget)
-    sampler = Sampler(num_slots=num_slots, device=runner.device, num_candidates=8)
-    reader = late_reader(parallel.world_size) if has_overlap else None
+        return None
+    budget = pb.Budget(max_step_tokens=32, max_prefill_tokens=9, max_chunk_tokens=5)
+    message = pb.Plan(number=1, admits=loop_admits(), budget=budget)
     shard = Shard(
         facts=facts,
         runner=runner,
         channel=channel,
         sampler=sampler,
-        token_reader=reader,
-        shares_vocabulary=runner.shares_vocabulary,
+        token_reader=late_reader(parallel.world_size) if has_overlap else None,
+        vocabulary=runner.vocabulary,
     )
     with shard:
         shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
-        tokens = shard.run_to_end(*range(num_slots))
+        tokens = shard.run_to_end(*range(NUM_LOOP_SLOTS))
     assert shard.error is None, shard.error
-    return tokens
+    return sight_of(shard.results, tokens)
+
+
+def sight_of(results: Sequence[StepResult], tokens: dict[int, list[int]]) -> LoopSight:
+    sight = LoopSight(tokens, {}, {}, {}, {}, {})
+    for result in results:
+        assert not result.errors, result.errors
+        slots = result.slots.tolist()
+        if result.logprobs is not None:
+            for slot, value in zip(slots, result.logprobs.tolist(), strict=True):
+                if not np.isnan(value):
+                    sight.logprobs.setdefault(slot, []).append(value)
+        for top in result.top_tokens:
+            sight.top_ids.setdefault(slots[top.row], []).append(top.ids.tolist())
+            sight.top_logprobs.setdefault(slots[top.row], []).extend(top.logprobs.tolist())
+        for piece in result.prompt_logprobs:
+            sight.prompt_logprobs.setdefault(piece.slot, []).extend(piece.logprobs.tolist())
+            sight.prompt_top_ids.setdefault(piece.slot, []).extend(piece.top_ids.tolist())
+    return sight
 
 
 FOUR_RANKS_MODELS = ("llama", "one-kv-head", "qwen3", *FAMILIES)  # two ranks share a key/value head, or all have one
@@ -325,7 +400,7 @@ def run_rank(rank: int, world_size: int, port: int, out: Path, folders: Sequence
         native_cache_dir=native_cache_folder(),
     )
     parallel = replace(sharing, room=None, entry_room=None)  # exchanges over sockets
-    sights: dict[str, RankSight | ImageSight | dict[int, list[int]]] = {}
+    sights: dict[str, RankSight | ImageSight | LoopSight | None] = {}
     for folder in folders:
         if folder.name == IMAGES:
             sights[IMAGES] = look_at_image(folder, parallel)

@@ -23,6 +23,7 @@ from textmill_shard.engine.step_executor import Runner, StepExecutor
 from textmill_shard.engine.token_reader import TokenReader
 from textmill_shard.grammar.matcher import MatcherFactory
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.slots.plan import (
     FLAG_FINISHED,
@@ -160,7 +161,7 @@ class Shard:
         lease_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         token_reader: TokenReader | None = None,
-        shares_vocabulary: bool = False,
+        vocabulary: SharedVocabulary | None = None,
     ) -> None:
         """`media` is the desk of a model with images, and `rope` its rule of rotary positions (`step_media.py`).
 
@@ -176,7 +177,7 @@ class Shard:
             media=rows,
             rope=rope,
             has_overlap=token_reader is not None,
-            shares_vocabulary=shares_vocabulary,
+            vocabulary=vocabulary,
         )
         self.engine = make_engine(
             self.executor,
@@ -190,6 +191,7 @@ class Shard:
             lease_s=lease_s,
             clock=clock,
             token_reader=token_reader,
+            vocabulary=vocabulary,
         )
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run)

@@ -6,11 +6,12 @@ The models are those of the zoo in bfloat16. Kernels are stood in for by their s
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.engine.batch_builder import WishUpload
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.engine.token_feed import TokenFeed
@@ -19,8 +20,12 @@ from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.adapter import AdapterWeights, LowRank
 from textmill_shard.model.runner import ModelRunner
+from textmill_shard.model.shared_vocabulary import SharedVocabulary
+from textmill_shard.native.ranks import RankRoom
+from textmill_shard.sampling.part_sampler import PartSampler
 from textmill_shard.sampling.row_scan import DeviceRowScanner
-from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.sampling.row_selection import StepRows
+from textmill_shard.sampling.sampler import Draft, Sampler
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.plan import Budget, Plan
 from textmill_shard.slots.sampling_params import SamplingParams
@@ -109,12 +114,34 @@ def adapter_of(runner: ModelRunner, *, rank: int) -> AdapterWeights:
     return AdapterWeights(digest=bytes([rank]) * 16, modules=modules, max_rank=rank)
 
 
+class TwinRoom:
+    """Where a rank meets itself."""
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack([tensor, tensor])
+
+
+def draft_of_part(sampler: Sampler, logits_NV: torch.Tensor, rows: StepRows) -> Draft:
+    """Draft a step of two ranks, of which this rank has the first ids."""
+    vocab_size = logits_NV.shape[1]
+    parallel = TensorParallel(0, 2, room=cast(RankRoom, TwinRoom()))
+    side = PartSampler(sampler, SharedVocabulary(parallel, (vocab_size // 2, vocab_size - vocab_size // 2)))
+    given = side.give(logits_NV[:, : vocab_size // 2].contiguous(), rows)
+    return side.draft(given, side.join(given, side.exchange(given)), rows)
+
+
 def run_steps(
-    gpu: FakeGpu, runner: ModelRunner, samplings: tuple[SamplingParams, ...], adapters: tuple[int, ...] = ()
+    gpu: FakeGpu,
+    runner: ModelRunner,
+    samplings: tuple[SamplingParams, ...],
+    adapters: tuple[int, ...] = (),
+    *,
+    has_parts: bool = False,
 ) -> list[Counter[str]]:
     """Run requests to their ends, and return what each step launched. The last steps are of decodes alone.
 
-    `adapters` are the places of the adapters of the requests, which have different ones, or 0.
+    `adapters` are the places of the adapters of the requests, which have different ones, or 0. `has_parts`: the
+    sampler takes this rank for one of two that share the vocabulary.
     """
     counts = []
     with gpu:
@@ -146,7 +173,10 @@ def run_steps(
             wishes = WishUpload(sampler.select(slots_N) if len(slots_N) else (), upload)
             output = executor.forward(step, executor.build(step, upload))
             if len(slots_N):
-                draft = sampler.draft(output.logits_NV, wishes.rows())
+                if has_parts:
+                    draft = draft_of_part(sampler, output.logits_NV, wishes.rows())
+                else:
+                    draft = sampler.draft(output.logits_NV, wishes.rows())
                 executor.feed.put(draft.sampled.tokens_N)
                 sampler.append(wishes.rows(), draft.sampled.tokens_N)
             counts.append(Counter(gpu.counts))
@@ -179,6 +209,19 @@ def test_a_step_reads_no_value_mixes_no_devices_and_copies_once(
     if entry.name in GROUPED:
         # Experts are products of groups of rows, without a loop over the experts, for which the host would wait.
         assert counts[-1]["_grouped_mm"] >= 2
+
+
+def test_ranks_that_share_a_vocabulary_read_no_value_mix_no_devices_and_copy_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu()
+    make_zoo_model(FLAT[0], tmp_path)
+    runner = load_on(gpu, tmp_path, monkeypatch)
+    more = SamplingParams(do_sample=True, top_k=5, frequency_penalty=0.3, wants_logprobs=True, top_n_tokens=2)
+    for samplings in (SAMPLINGS, (SAMPLINGS[1], more), (SAMPLINGS[0],)):
+        counts = run_steps(gpu, runner, samplings, has_parts=True)
+        assert {count["copy to the GPU"] for count in counts} == {1}
+        assert all(count["copy to the host"] == 0 for count in counts)
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "mamba"])

@@ -42,7 +42,7 @@ class BatchBuilder:
         """`has_host_rows`: the layout cuts batches, and takes the numbers of the rows from the host (`HostRows`).
 
         `media` is None for a model of text. `has_span_ends`: the tokens of an uncut range see one another.
-        `shares_vocabulary`: each rank computes some of the logits.
+        `shares_vocabulary`: each rank computes some of the logits, and steps keep them in these parts.
         """
         self._block_size = block_size
         self._has_two_rope_tables = has_two_rope_tables
@@ -101,7 +101,7 @@ class BatchBuilder:
             adapters_on_host=adapters_on_host,
             on_host=on_host,
             media=media,
-            whole_rows_N=_whole_rows(table, step) if self._shares_vocabulary else None,
+            keeps_parts=self._shares_vocabulary,
         )
 
     def build_apart(self, table: SlotTable, rows: ApartRows) -> ForwardBatch:
@@ -286,9 +286,3 @@ def _span_ends(table: SlotTable, step: ComposedStep) -> npt.NDArray[np.int32]:
                 ends_T[query_start + first - start : query_start + end - start] = tokens.end
         query_start += count
     return ends_T
-
-
-def _whole_rows(table: SlotTable, step: ComposedStep) -> IdArray:
-    """Return which of the rows that sample need all of their scores."""
-    whole_rows_N: IdArray = np.flatnonzero(table.needs_row[step.slots_R[step.samples_R]])
-    return whole_rows_N

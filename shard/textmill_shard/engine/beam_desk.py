@@ -122,7 +122,7 @@ class BeamDesk:
         for row, slot in enumerate(slots_N.tolist()):
             if slot in self._awaited:
                 self._executor.table.set_apart(slot)
-                first_logits[slot] = output.logits_NV[row].clone()
+                first_logits[slot] = self._executor.whole_row(output, row)
         return first_logits
 
     def begin_all(

@@ -39,6 +39,7 @@ class EntryDraft:
             slots=np.concatenate([before.slots, rewinds.slots]),
             tokens=np.concatenate([before.tokens, rewinds.tokens]),
             is_launched=np.concatenate([before.is_launched, rewinds.is_launched]),
+            output_ids=(*before.output_ids, *rewinds.output_ids),
         )
 
     def take(

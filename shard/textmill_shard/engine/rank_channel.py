@@ -25,7 +25,7 @@ from textmill_shard.slots.plan import NO_IDS, IdArray
 CHANNEL_TIMEOUT_S = (
     600.0  # rank 0 sends an entry every second or sooner, and the connection of a dead rank closes at once
 )
-HEADER_INTS = 10
+HEADER_INTS = 13
 
 
 class OrderKind(Enum):
@@ -53,9 +53,18 @@ class Rewinds:
     slots: IdArray
     tokens: IdArray
     is_launched: npt.NDArray[np.bool_]  # the next step of the slot was launched with the first token
+    output_ids: tuple[IdArray, ...] = ()  # all output tokens of each slot, the right one at last
 
 
 NO_REWINDS = Rewinds(NO_IDS, NO_IDS, np.zeros(0, dtype=bool))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Rows of a step that the ranks lay together whole, because they share a vocabulary. No row: none is needed."""
+
+    number: int  # of the gift (`part_desk.py`)
+    rows: IdArray  # indices into the rows that sample, rising
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,8 @@ class RankEntry:
     """What a rank executes.
 
     First the new epoch, then the rewinds, the ended slots, the orders about adapters, the plans, the released slots,
-    the slots whose rows are ready and one step, or a pass of searches by beams.
+    the slots whose rows are ready and one step, or a pass of searches by beams. An entry with a look or with masks has
+    nothing else.
     """
 
     step: int  # number of the step, if the step has rows
@@ -79,6 +89,8 @@ class RankEntry:
     ready_until: IdArray = field(default_factory=lambda: NO_IDS)  # parallel: tokens that these slots may compute
     rewinds: Rewinds = field(default_factory=lambda: NO_REWINDS)
     apart: ApartPass | None = None  # computed in the place of the step
+    look: Look | None = None
+    masks: tuple[bytes, ...] = ()  # ids that may follow, one bit each, for each row of the step that has a grammar
 
 
 class RankChannel(Protocol):
@@ -170,21 +182,25 @@ def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
     """Return the header and the payload of an entry.
 
     The last number of the header is the length of the payload in bytes. The payload holds slots and tokens as
-    little-endian u32, the bounds of the ready slots as i64, then each order about adapters, the pass of searches and
-    each plan after its own length.
+    little-endian u32, the bounds of the ready slots as i64, then each order about adapters, the pass of searches, the
+    output tokens of each rewound slot, each mask and each plan after its own length.
     """
     rewinds = entry.rewinds
     numbers = [entry.ended_slots, entry.released_slots, entry.ready_slots]
     numbers += [rewinds.slots, rewinds.tokens, rewinds.is_launched.astype(np.int64)]
+    look = entry.look or Look(0, NO_IDS)
+    numbers += [look.rows]
     parts = [np.concatenate(numbers).astype("<u4").tobytes(), entry.ready_until.astype("<i8").tobytes()]
     orders = [_pack_order(order) for order in entry.adapter_orders]
     passes = [] if entry.apart is None else [pack_pass(entry.apart)]
-    for piece in (*orders, *passes, *entry.plans):
+    outputs = [ids.astype("<u4").tobytes() for ids in rewinds.output_ids]
+    assert len(outputs) == len(rewinds.slots), "each rewound slot has its output tokens"
+    for piece in (*orders, *passes, *outputs, *entry.masks, *entry.plans):
         parts += [struct.pack("<I", len(piece)), piece]
     payload = b"".join(parts)
     flags = (int(entry.is_new_epoch), int(entry.is_stop))
     num_slots = (len(entry.ended_slots), len(entry.released_slots), len(entry.ready_slots))
-    counts = (*num_slots, len(rewinds.slots), len(orders), len(passes))
+    counts = (*num_slots, len(rewinds.slots), len(orders), len(passes), look.number, len(look.rows), len(entry.masks))
     header = [entry.step, *flags, *counts, len(payload)]
     assert len(header) == HEADER_INTS, header  # the followers receive as many numbers
     return header, payload
@@ -193,11 +209,11 @@ def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
 def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
     """Return the entry that `pack_entry` has packed."""
     step, is_new_epoch, is_stop, *counts, _ = header
-    num_ended, num_released, num_ready, num_rewinds, num_orders, num_passes = counts
-    lengths = (num_ended, num_released, num_ready, num_rewinds, num_rewinds, num_rewinds)
+    num_ended, num_released, num_ready, num_rewinds, num_orders, num_passes, look, num_looked, num_masks = counts
+    lengths = (num_ended, num_released, num_ready, num_rewinds, num_rewinds, num_rewinds, num_looked)
     place = 4 * sum(lengths)
     numbers = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)
-    ended, released, ready, slots, tokens, is_launched = np.split(numbers, np.cumsum(lengths)[:-1])
+    ended, released, ready, slots, tokens, is_launched, looked = np.split(numbers, np.cumsum(lengths)[:-1])
     ready_until = np.frombuffer(payload[place : place + 8 * num_ready], dtype="<i8").astype(np.int64)
     place += 8 * num_ready
     pieces = []
@@ -205,18 +221,24 @@ def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
         (length,) = struct.unpack_from("<I", payload, place)
         pieces.append(payload[place + 4 : place + 4 + length])
         place += 4 + length
+    first_output = num_orders + num_passes
+    first_mask = first_output + num_rewinds
+    first_plan = first_mask + num_masks
+    outputs = (np.frombuffer(piece, dtype="<u4").astype(np.int64) for piece in pieces[first_output:first_mask])
     return RankEntry(
         step=step,
         is_new_epoch=bool(is_new_epoch),
         is_stop=bool(is_stop),
         ended_slots=ended,
-        plans=tuple(pieces[num_orders + num_passes :]),
+        plans=tuple(pieces[first_plan:]),
         released_slots=released,
         ready_slots=ready,
         ready_until=ready_until,
-        rewinds=Rewinds(slots, tokens, is_launched.astype(bool)),
+        rewinds=Rewinds(slots, tokens, is_launched.astype(bool), tuple(outputs)),
         adapter_orders=tuple(_unpack_order(piece) for piece in pieces[:num_orders]),
         apart=unpack_pass(pieces[num_orders]) if num_passes else None,
+        look=Look(look, looked) if look else None,
+        masks=tuple(pieces[first_mask:first_plan]),
     )
 
 

@@ -12,7 +12,6 @@ from textmill_shard.engine.row_sampling import DrawnRows
 from textmill_shard.engine.step_executor import PromptStretch
 from textmill_shard.sampling.logprobs import PromptLogprobs
 from textmill_shard.sampling.logprobs import TopTokens as Alternatives
-from textmill_shard.sampling.logprobs import prompt_logprobs as rate_tokens
 from textmill_shard.slots.plan import (
     NO_IDS,
     FloatArray,
@@ -99,7 +98,7 @@ def _sampled_rows(
 
 
 def rate_prompts(
-    stretches: Sequence[PromptStretch], project: Callable[[torch.Tensor, int], torch.Tensor], *, is_alone: bool
+    stretches: Sequence[PromptStretch], rate: Callable[[PromptStretch], PromptLogprobs], *, is_alone: bool
 ) -> tuple[list[SlotPromptLogprobs], list[SlotError]]:
     """Return the log-probabilities of the prompt tokens of `stretches`, and an error for each slot where they failed.
 
@@ -110,7 +109,7 @@ def rate_prompts(
     errors: list[SlotError] = []
     for stretch in stretches:
         try:
-            piece = _rate_prompt(stretch, project)
+            piece = _piece_of(stretch, rate(stretch))
         except torch.AcceleratorError:
             raise
         except Exception as error:
@@ -127,10 +126,7 @@ def rate_prompts(
     return pieces, errors
 
 
-def _rate_prompt(stretch: PromptStretch, project: Callable[[torch.Tensor, int], torch.Tensor]) -> SlotPromptLogprobs:
-    prompt = rate_tokens(
-        lambda hidden_nD: project(hidden_nD, stretch.adapter), stretch.hidden_TD, stretch.targets_T, stretch.top_n
-    )
+def _piece_of(stretch: PromptStretch, prompt: PromptLogprobs) -> SlotPromptLogprobs:
     if stretch.is_placeholder_T is not None:
         prompt = _without_placeholders(prompt, stretch.is_placeholder_T)
     no_floats = np.zeros(0, dtype=np.float32)

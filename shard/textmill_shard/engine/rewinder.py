@@ -42,9 +42,11 @@ class Rewinder:
         is_launched = np.array([was_launched for _, was_launched in self._rewound.values()], dtype=bool)
         self._rewound.clear()
         executor.rewind(slots, tokens, is_launched)
+        outputs: list[IdArray] = []
         for slot in slots.tolist():
             # The state of a slot is a function of its admit and of its tokens (rule 18).
             admit, num_tokens = table.admit_of(slot), int(table.num_tokens[slot])
             output_ids = table.tokens_of(slot, start=len(admit.prompt_ids), end=num_tokens).copy()
             self._row_sampler.admit(replace(admit, output_ids=output_ids))
-        return Rewinds(slots=slots, tokens=tokens, is_launched=is_launched)
+            outputs.append(output_ids)
+        return Rewinds(slots=slots, tokens=tokens, is_launched=is_launched, output_ids=tuple(outputs))

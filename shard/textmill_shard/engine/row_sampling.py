@@ -2,7 +2,7 @@
 
 # N rows that sample, V vocabulary
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,17 +10,18 @@ import numpy.typing as npt
 import torch
 
 from textmill_shard.engine.batch_builder import WishUpload, build_step_rows
+from textmill_shard.engine.part_desk import Gift, PartDesk, host_scan
+from textmill_shard.engine.slot_admission import admit_to
 from textmill_shard.engine.upload import HostArray, Upload, to_host
 from textmill_shard.grammar.fault import GrammarFault
 from textmill_shard.grammar.slots import GrammarSlots
-from textmill_shard.model.forward_batch import ForwardOutput, HostScan, RowScan
+from textmill_shard.model.forward_batch import ForwardOutput, HostScan
 from textmill_shard.sampling.logprobs import TopTokens
+from textmill_shard.sampling.part_rows import JoinedRows, WholeRows
 from textmill_shard.sampling.row_selection import SelectedRows, Selection, StepRows
 from textmill_shard.sampling.sampler import Draft, SampledRows, Sampler
-from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.finish_rules import FinishRules
-from textmill_shard.slots.plan import Admit, FloatArray, IdArray, SlotErrorCode
-from textmill_shard.slots.sampling_params import SamplingParams
+from textmill_shard.slots.plan import NO_IDS, Admit, FloatArray, IdArray, SlotErrorCode
 from textmill_shard.slots.slot_table import SlotTable
 
 
@@ -63,6 +64,7 @@ class LaunchedDraw:
     rows: StepRows | None
     grammar_faults: dict[int, RowFault]
     drawn_rows: DrawnRows | None = None
+    gift: Gift | None = None  # where ranks share a vocabulary
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -73,8 +75,10 @@ class LaunchedDraw:
         return [*_read_tensors(self.draft.sampled), *_given(self.draft.open_N), *top]
 
     @property
-    def may_draw_again(self) -> bool:
-        """Whether a row may turn out to be open when the host reads the draw."""
+    def may_look(self) -> bool:
+        """Whether a row may turn out to need more of its scores when the host reads the draw."""
+        if self.gift is not None:
+            return self.gift.may_look
         return self.draft is not None and self.draft.open_N is not None
 
 
@@ -88,28 +92,26 @@ class RowSampler:
     """
 
     def __init__(
-        self, *, sampler: Sampler, finish_rules: FinishRules, grammars: GrammarSlots, has_overlap: bool = False
+        self,
+        *,
+        sampler: Sampler,
+        finish_rules: FinishRules,
+        grammars: GrammarSlots,
+        has_overlap: bool = False,
+        parts: PartDesk | None = None,
     ) -> None:
+        """`parts` is None where this rank computes all logits."""
         self._sampler = sampler
         self._grammars = grammars
         self._finish_rules = finish_rules
         self._has_overlap = has_overlap
+        self._parts = parts
         self._selection: Selection = ()  # the selection of the step that `prepare` saw last
         self._wishes: WishUpload | None = None  # the selection on its way; None where every row takes the best id
 
     def admit(self, admit: Admit) -> None:
         """Write the sampling state of the request that takes a slot."""
-        end_ids = self._finish_rules.ending_ids(admit.stop_ids, ignore_eos=admit.ignore_eos)
-        params = replace(
-            admit.sampling,
-            end_ids=end_ids,
-            max_new_tokens=admit.max_new_tokens,
-            has_grammar=admit.grammar is not None,
-        )
-        if admit.beams is not None:
-            params = SamplingParams()  # the search itself looks at the scores
-        encoder_ids = admit.prompt_ids[: admit.num_encoder_tokens]
-        self._sampler.admit(admit.slot, params, SlotText(admit.text_ids, admit.output_ids, encoder_ids))
+        admit_to(self._sampler, self._finish_rules, admit)
 
     def prepare(self, slots_N: IdArray, upload: Upload) -> None:
         """Select the rows of each wish, which go to the device with `upload`, which is sent before `launch`."""
@@ -134,21 +136,65 @@ class RowSampler:
         selection, logits_NV = self._selection, output.logits_NV
         if self._wishes is not None:
             rows = self._wishes.rows()
+        elif self._parts is None and output.scan is not None:
+            best_rows = _take_best(output.scan, self._sampler.logprob_rows(selection))
+            return LaunchedDraw(None, None, None, {}, best_rows)
         else:
-            if output.scan is not None:
-                best_rows = _take_best(output.scan, self._sampler.logprob_rows(selection))
-                return LaunchedDraw(None, None, None, {}, best_rows)
             rows = build_step_rows(selection, self._sampler.device)
         grammar_faults = self._take_masks(table, self._sampler.grammar_rows(selection))
-        scan = output.row_scan if output.scan is None else output.scan.as_row_scan()
+        if self._parts is not None:
+            return self._launch_parts(self._parts, slots_N, output, rows, grammar_faults)
+        scan = None if output.scan is None else output.scan.as_row_scan()
         try:
             draft = self._sampler.draft(logits_NV, rows, scan)
         except torch.AcceleratorError:
             raise  # the device is gone, for every row
         except Exception:
-            drawn_rows, tokens_N = self._draw_alone(slots_N, logits_NV, scan)
+            drawn_rows, tokens_N = self._draw_alone(
+                slots_N,
+                lambda row, this_rows: self._sampler.draft(
+                    logits_NV[row : row + 1], this_rows, None if scan is None else scan.rows(slice(row, row + 1))
+                ),
+            )
             return LaunchedDraw(None, tokens_N, rows, grammar_faults, drawn_rows)
         return LaunchedDraw(draft, draft.sampled.tokens_N, rows, grammar_faults)
+
+    def _launch_parts(
+        self,
+        parts: PartDesk,
+        slots_N: IdArray,
+        output: ForwardOutput,
+        rows: StepRows,
+        grammar_faults: dict[int, RowFault],
+    ) -> LaunchedDraw:
+        """Draw one token per row, of whose logits each rank has a part.
+
+        An exception before the ranks have exchanged what they give ends the shard, because the calls of the ranks
+        would no longer fit.
+        """
+        gift = parts.give(output, rows)
+        joined = parts.exchange(gift)
+        if self._wishes is None:
+            best_rows = _take_best(host_scan(joined), self._sampler.logprob_rows(self._selection))
+            return LaunchedDraw(None, None, None, {}, best_rows)
+        try:
+            draft = parts.sampler.draft(gift.part, joined, rows)
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            drawn_rows, tokens_N = self._draw_alone(
+                slots_N,
+                lambda row, this_rows: parts.sampler.draft(gift.part, self._row_of(joined, row), this_rows),
+            )
+            return LaunchedDraw(None, tokens_N, rows, grammar_faults, drawn_rows, gift)
+        return LaunchedDraw(draft, draft.sampled.tokens_N, rows, grammar_faults, gift=gift)
+
+    def _row_of(self, joined: JoinedRows, row: int) -> JoinedRows:
+        """Return one joined row of the prepared step."""
+        wishes = self._sampler.wishes
+        return joined.row(
+            row, drawn=_place_of(self._selection[wishes.draw], row), rated=_place_of(self._selection[wishes.top], row)
+        )
 
     def note(self, launched: LaunchedDraw) -> None:
         """Let the state of the rows take in their tokens.
@@ -159,15 +205,18 @@ class RowSampler:
         if launched.tokens_N is not None and launched.rows is not None:
             self._sampler.append(launched.rows, launched.tokens_N)
 
-    def finish(self, launched: LaunchedDraw, arrays: Sequence[HostArray]) -> DrawnRows:
+    def finish(self, launched: LaunchedDraw, arrays: Sequence[HostArray], *, is_awaited: bool = False) -> DrawnRows:
         """Return what the rows drew. `arrays` are the tensors of the draw on the host.
 
         Open rows draw again, for which the host waits for the device; `tokens_N` of the draw then has their tokens.
+        `is_awaited`: other ranks wait until this rank knows which rows it has to see whole.
         """
         drawn_rows = launched.drawn_rows
         if drawn_rows is None:
             assert launched.draft is not None
-            drawn_rows = self._finish_draft(launched, launched.draft, list(arrays))
+            drawn_rows = self._finish_draft(launched, launched.draft, list(arrays), is_awaited=is_awaited)
+        elif launched.gift is not None and self._parts is not None:
+            self._parts.look_at_none(launched.gift, is_awaited=is_awaited)
         faults = launched.grammar_faults
         return replace(drawn_rows, faults={**drawn_rows.faults, **faults}) if faults else drawn_rows
 
@@ -183,26 +232,37 @@ class RowSampler:
         faults: dict[int, RowFault] = {}
         if rows is None:
             return faults
+        masks: list[npt.NDArray[np.bool_]] = []
         for row, slot in zip(rows.rows_G.tolist(), rows.slots_G.tolist(), strict=True):
-            if not self._grammars.is_seated(table, slot):
-                continue
-            try:
-                self._sampler.grammar_mask.set_allowed(slot, self._grammars.mask(table, slot))
-            except GrammarFault as fault:
-                faults[row] = RowFault(SlotErrorCode.INTERNAL, str(fault))
+            allowed_V = np.zeros(0, dtype=bool)
+            if self._grammars.is_seated(table, slot):
+                try:
+                    allowed_V = self._grammars.mask(table, slot)
+                    self._sampler.grammar_mask.set_allowed(slot, allowed_V)
+                except GrammarFault as fault:
+                    faults[row] = RowFault(SlotErrorCode.INTERNAL, str(fault))
+            masks.append(allowed_V)
+        if self._parts is not None:
+            self._parts.send_masks(masks)
         return faults
 
-    def _finish_draft(self, launched: LaunchedDraw, draft: Draft, arrays: list[HostArray]) -> DrawnRows:
-        alternatives: tuple[TopTokens | None, ...] = ()
+    def _finish_draft(
+        self, launched: LaunchedDraw, draft: Draft, arrays: list[HostArray], *, is_awaited: bool = False
+    ) -> DrawnRows:
+        top_arrays: list[HostArray] = []
         if draft.top is not None:
-            alternatives = self._sampler.alternatives(draft, *arrays[-3:])
+            top_arrays = arrays[-3:]
             del arrays[-3:]
         is_open_N = None if draft.open_N is None else arrays.pop()
+        whole = self._look(launched, draft, is_open_N, top_arrays, is_awaited=is_awaited)
+        alternatives: tuple[TopTokens | None, ...] = ()
+        if top_arrays:
+            alternatives = self._sampler.alternatives(draft, *top_arrays, whole=whole)
         sampled, redrawn_N, open_faults = draft.sampled, None, {}
         if is_open_N is not None and is_open_N.any():
             drafted_N = arrays[0]
             try:
-                sampled = self._sampler.settle(draft)
+                sampled = self._settle(draft, whole)
                 arrays = to_host(*_read_tensors(sampled))
                 launched.tokens_N = sampled.tokens_N
             except torch.AcceleratorError:
@@ -224,10 +284,36 @@ class RowSampler:
             redrawn_N=redrawn_N,
         )
 
+    def _look(
+        self,
+        launched: LaunchedDraw,
+        draft: Draft,
+        is_open_N: HostArray | None,
+        top_arrays: Sequence[HostArray],
+        *,
+        is_awaited: bool,
+    ) -> WholeRows | None:
+        """Lay rows together with the other ranks where what has travelled of them does not suffice."""
+        if self._parts is None or launched.gift is None:
+            return None
+        rows_O: IdArray = NO_IDS if is_open_N is None else np.flatnonzero(is_open_N)
+        if top_arrays:
+            rows_O = np.union1d(rows_O, self._parts.sampler.tied_rows(draft, top_arrays[0]))
+        return self._parts.look(launched.gift, rows_O, is_awaited=is_awaited)
+
+    def _settle(self, draft: Draft, whole: WholeRows | None) -> SampledRows:
+        if self._parts is None or whole is None:
+            return self._sampler.settle(draft)
+        return self._parts.sampler.settle(draft, whole)
+
     def _draw_alone(
-        self, slots_N: IdArray, logits_NV: torch.Tensor, scan: RowScan | None
+        self, slots_N: IdArray, draft_row: Callable[[int, StepRows], Draft]
     ) -> tuple[DrawnRows, torch.Tensor]:
-        """Draw each row by itself, to find the row at fault. A draw does not depend on the other rows of the batch."""
+        """Draw each row by itself, to find the row at fault. A draw does not depend on the other rows of the batch.
+
+        `draft_row` drafts the row of this index. Where ranks share a vocabulary, a row whose candidates do not suffice
+        fails too, because the other ranks make no further call for the step.
+        """
         num_rows = len(slots_N)
         tokens_N = torch.zeros(num_rows, dtype=torch.int64, device=self._sampler.device)
         logprobs_N = np.full(num_rows, np.nan, dtype=np.float32)
@@ -237,7 +323,7 @@ class RowSampler:
             this = slice(row, row + 1)
             try:
                 rows = build_step_rows(self._sampler.select(slots_N[this]), self._sampler.device)
-                draft = self._sampler.draft(logits_NV[this], rows, None if scan is None else scan.rows(this))
+                draft = draft_row(row, rows)
                 launched = LaunchedDraw(draft, draft.sampled.tokens_N, rows, {})
                 drawn_rows = self._finish_draft(launched, draft, to_host(*launched.tensors))
             except torch.AcceleratorError:
@@ -255,6 +341,13 @@ class RowSampler:
         is_asked = not np.isnan(logprobs_N).all()
         on_host = DrawnRows(tokens_N.cpu().numpy(), logprobs_N if is_asked else None, tuple(top), faults)
         return on_host, tokens_N
+
+
+def _place_of(rows: SelectedRows | None, row: int) -> int | None:
+    """Return where a row stands among the rows that have a wish; None where the row does not have the wish."""
+    if rows is None or row not in rows.rows_G:
+        return None
+    return int(np.searchsorted(rows.rows_G, row))
 
 
 def _read_tensors(sampled: SampledRows) -> list[torch.Tensor]:

@@ -58,7 +58,7 @@ class StepCollector:
         if draw is None:
             return None
         tensors = draw.tensors
-        drawn_rows = self._row_sampler.finish(draw, to_host(*tensors) if tensors else [])
+        drawn_rows = self._row_sampler.finish(draw, to_host(*tensors) if tensors else [], is_awaited=True)
         self._row_sampler.note(draw)
         self._channel.share_tokens(drawn_rows.tokens_N)
         return drawn_rows

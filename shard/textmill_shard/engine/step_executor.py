@@ -8,6 +8,7 @@ The executor takes no decision of its own: plans and the rule of composition fix
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -24,6 +25,9 @@ from textmill_shard.engine.upload import Upload
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, PreparedAdapter
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.media import MediaFault
+from textmill_shard.model.shared_vocabulary import SharedVocabulary
+from textmill_shard.sampling.logprobs import PromptLogprobs, prompt_logprobs
+from textmill_shard.sampling.part_prompts import part_prompt_logprobs
 from textmill_shard.slots.beam_blocks import BlockCopy
 from textmill_shard.slots.plan import Admit, Budget, IdArray, Plan, ShardFacts, SlotError, SlotErrorCode
 from textmill_shard.slots.plan_check import check_plan
@@ -43,6 +47,8 @@ class Runner(Protocol):
     def adapters(self) -> AdapterHost: ...
 
     def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor: ...
+
+    def project_part(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor: ...
 
     def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None: ...
 
@@ -74,16 +80,17 @@ class StepExecutor:
         media: RowSource | None = None,
         rope: RopeRule | None = None,
         has_overlap: bool = False,
-        shares_vocabulary: bool = False,
+        vocabulary: SharedVocabulary | None = None,
     ) -> None:
         """`media` gives the rows of images, None for a model of text. `rope` is None where positions are indices.
 
         `has_overlap`: a step may be launched before the host has the tokens of the step before (rule 7).
-        `shares_vocabulary`: each rank computes some of the logits (`ModelRunner.shares_vocabulary`).
+        `vocabulary` is that of the runner, where ranks share it, and None where this rank computes all logits.
         """
         self._facts = facts
         self._runner = runner
         self._rope = rope
+        self._vocabulary = vocabulary
         self.media_faults: dict[int, str] = {}  # of slots admitted since the last look, which compute nothing
         self.feed = TokenFeed(num_slots=facts.num_slots, device=runner.device) if has_overlap else None
         self._builder = BatchBuilder(
@@ -94,7 +101,7 @@ class StepExecutor:
             has_host_rows=facts.layout != "flat",
             media=media,
             has_span_ends=facts.uncut_spans or facts.uncut_prompts,
-            shares_vocabulary=shares_vocabulary,
+            shares_vocabulary=vocabulary is not None,
         )
         self._widest = Budget(facts.max_step_tokens, facts.max_step_tokens, facts.max_step_tokens)
         self._budget = self._widest
@@ -241,12 +248,20 @@ class StepExecutor:
         """Write state rows into other rows. Rows behind those of the slots, and one more, are free for searches."""
         self._runner.copy_states(sources, targets)
 
-    def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
-        """Return the logits [n, V] of hidden states [n, D], for prompt log-probabilities. All ranks must call this.
+    def rate(self, stretch: PromptStretch) -> PromptLogprobs:
+        """Return the log-probabilities of prompt tokens. All ranks must call this, with stretches in equal order."""
+        hidden_TD, targets_T, top_n = stretch.hidden_TD, stretch.targets_T, stretch.top_n
+        if self._vocabulary is None:
+            project = partial(self._runner.project, adapter=stretch.adapter)
+            return prompt_logprobs(project, hidden_TD, targets_T, top_n)
+        project = partial(self._runner.project_part, adapter=stretch.adapter)
+        return part_prompt_logprobs(project, self._vocabulary, hidden_TD, targets_T, top_n)
 
-        `adapter` is the place of the adapter that all these rows have.
-        """
-        return self._runner.project(hidden_nD, adapter)
+    def whole_row(self, output: ForwardOutput, row: int) -> torch.Tensor:
+        """Return the logits [V] of one row of a step. All ranks must call this."""
+        if self._vocabulary is None:
+            return output.logits_NV[row].clone()
+        return self._vocabulary.join_rows(output.logits_NV[row : row + 1])[0]
 
     def prompt_stretches(self, step: ComposedStep, hidden_TD: torch.Tensor | None) -> list[PromptStretch]:
         """Return the prompt positions of this step whose log-probabilities a request asked for (rule 17), in row order.

@@ -232,7 +232,7 @@ class StepPipeline:
         stretches = executor.prompt_stretches(step, output.hidden_TD)
         if stretches:
             launched_step.pieces, launched_step.prompt_errors = rate_prompts(
-                stretches, executor.project, is_alone=not self._channel.needs_plans
+                stretches, executor.rate, is_alone=not self._channel.needs_plans
             )
         if waits_for_tokens:
             while len(self._in_flight) > 1:
@@ -263,9 +263,9 @@ class StepPipeline:
             launched_step.reading = reader.begin([], launched_step.began, self._wake)
             return
         tensors = draw.tensors
-        if draw.may_draw_again and not self._executor.can_rewind:
+        if draw.may_look and not self._executor.can_rewind:
             # The rows of this model keep states that no step can take back, so the tokens are settled first.
-            drawn_rows = self._row_sampler.finish(draw, to_host(*tensors))
+            drawn_rows = self._row_sampler.finish(draw, to_host(*tensors), is_awaited=True)
             draw = LaunchedDraw(None, draw.tokens_N, draw.rows, {}, replace(drawn_rows, redrawn_N=None))
             launched_step.draw, tensors = draw, []
         assert draw.tokens_N is not None

@@ -25,9 +25,9 @@ from textmill_shard.loader.model_files import find_tokenizer_digest, find_weight
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
 from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.loader.token_ids import EndIds, check_padding_id, find_end_ids, warn_of_suppressed
-from textmill_shard.model.joined_logits import LogitsJoiner
 from textmill_shard.model.media import MediaFacts
 from textmill_shard.model.runner import ModelFacts, ModelRunner, RowScans
+from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
 from textmill_shard.probing.start_check import PROBE_TEXTS, can_project, check_against_probe, check_image_against_probe
@@ -215,7 +215,9 @@ def _make_runner(
         has_fixed_attention=has_fixed_attention,
         media=media,
         tower=filled.tower,
-        joiner=None if layout.vocabulary_sizes is None else LogitsJoiner(source.parallel, layout.vocabulary_sizes),
+        vocabulary=None
+        if layout.vocabulary_sizes is None
+        else SharedVocabulary(source.parallel, layout.vocabulary_sizes),
         states=layout.states,
     )
     check_against_probe(runner, texts=filled.texts, expected_V_by_text=layout.logits_V_by_text)

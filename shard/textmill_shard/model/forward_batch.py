@@ -56,8 +56,8 @@ class ForwardBatch:
         None  # int32: a token sees all keys before this index of its context; 0 = no span
     )
     adapters_on_host: tuple[int, ...] = ()  # the numbers of `adapters_R`, where the host knows them
-    # Rows of the logits, rising, that ranks which share a vocabulary lay together whole; None: all rows.
-    whole_rows_N: npt.NDArray[np.int64] | None = None
+    # Whether ranks that share a vocabulary leave the logits in their parts, instead of laying whole rows together.
+    keeps_parts: bool = False
     on_host: "HostRows | None" = None  # None: who needs these numbers reads them from the tensors, and waits on a GPU
 
     def starts(self) -> list[int]:
@@ -172,7 +172,6 @@ class HostScan:
 class ForwardOutput:
     """The outputs of one forward pass."""
 
-    logits_NV: torch.Tensor  # float32, one row per entry of `logit_rows_N`
+    logits_NV: torch.Tensor  # float32, one row per entry of `logit_rows_N`; of this rank's ids alone in a kept part
     hidden_TD: torch.Tensor | None  # dtype of the model, after the last norm; None unless the caller wants them
-    scan: HostScan | None = None  # facts of the logits, where the forward pass has found them already
-    row_scan: RowScan | None = None  # these facts on a device, where ranks that share a vocabulary have joined them
+    scan: HostScan | None = None  # facts of these logits, where the forward pass has found them already

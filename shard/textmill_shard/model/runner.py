@@ -4,7 +4,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,11 +14,11 @@ from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets
 from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
-from textmill_shard.model.joined_logits import LogitsJoiner
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS, KvPool, LayerKvSpec, kv_bytes_per_block
 from textmill_shard.model.kv_scales import KV_TYPES, KvScales
 from textmill_shard.model.media import MediaFacts, MediaRows, MediaTower, RopePositions, TokenSpan
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
+from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.native.kernels import Kernels
 
 log = logging.getLogger(__name__)
@@ -96,10 +96,10 @@ class ModelRunner:
         has_fixed_attention: bool = True,
         media: MediaFacts | None = None,
         tower: MediaTower | None = None,
-        joiner: LogitsJoiner | None = None,
+        vocabulary: SharedVocabulary | None = None,
         states: StateStore | None = None,
     ) -> None:
-        """`joiner` is None where this rank has the whole vocabulary.
+        """`vocabulary` is None where this rank has the whole vocabulary.
 
         `has_fixed_attention`: the launches of attention depend on the number of rows alone.
         """
@@ -123,7 +123,7 @@ class ModelRunner:
         self._kv_scales: Sequence[KvScales] | None = None
         self._pool: KvPool | None = None
         self._graphs: DecodeGraphs | None = None
-        self._joiner = joiner
+        self.vocabulary = vocabulary  # None: this rank computes the logits of all ids
 
     @property
     def kv_dtype(self) -> torch.dtype:
@@ -181,16 +181,11 @@ class ModelRunner:
             output = self._graphs.replay(batch)
         if output is None:
             output = self._decoder.forward(batch, wants_hidden)
-        return output if self._joiner is None else self._join(self._joiner, output, batch)
-
-    @property
-    def shares_vocabulary(self) -> bool:
-        """Whether each rank computes the logits of some token ids only, so that batches name the rows needed whole."""
-        return self._joiner is not None
-
-    @torch.inference_mode()
-    def _join(self, joiner: LogitsJoiner, output: ForwardOutput, batch: ForwardBatch) -> ForwardOutput:
-        return joiner.join(output, batch.whole_rows_N)
+        vocabulary = self.vocabulary
+        if vocabulary is None or batch.keeps_parts:
+            return output
+        with torch.inference_mode():
+            return replace(output, logits_NV=vocabulary.join_rows(output.logits_NV), scan=None)
 
     @property
     def has_fixed_launches(self) -> bool:
@@ -278,9 +273,14 @@ class ModelRunner:
 
     @torch.inference_mode()
     def project(self, hidden_nD: torch.Tensor, adapter: int = NO_ADAPTER) -> torch.Tensor:
-        """Return float32 logits `[n, V]` of rows of `hidden_TD` by the model's own head, for prompt logprobs.
+        """Return float32 logits `[n, V]` of rows of `hidden_TD` by the model's own head.
 
         `adapter` is the place of the adapter that all these rows have.
         """
         logits_nV = self._decoder.project(hidden_nD, adapter)
-        return logits_nV if self._joiner is None else self._joiner.join_rows(logits_nV)
+        return logits_nV if self.vocabulary is None else self.vocabulary.join_rows(logits_nV)
+
+    @torch.inference_mode()
+    def project_part(self, hidden_nD: torch.Tensor, adapter: int = NO_ADAPTER) -> torch.Tensor:
+        """Return the logits of `project` for the ids of this rank, without an exchange."""
+        return self._decoder.project(hidden_nD, adapter)

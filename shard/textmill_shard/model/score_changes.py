@@ -2,7 +2,7 @@
 
 # N rows of scores, V vocabulary, S slots, E entries of the longest list, C candidates of each row
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -11,10 +11,14 @@ from textmill_shard.model.forward_batch import RowScan
 
 @dataclass(frozen=True, slots=True)
 class IdLists:
-    """Distinct ids of each slot. What stands behind the end of a list means nothing."""
+    """Distinct ids of each slot. What stands behind the end of a list means nothing, and no score has a negative id."""
 
     ids_SE: Tensor  # int64
     num_ids_S: Tensor  # int64
+
+    def counted_from(self, first_id: int) -> "IdLists":
+        """Return the lists for rows of scores that begin with the score of `first_id`."""
+        return IdLists(self.ids_SE - first_id, self.num_ids_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,19 @@ class ScoreChanges:
     bias: BiasChange | None = None
     mask: MaskChange | None = None
     temperatures: Temperatures | None = None
+
+    def within(self, first_id: int, num_ids: int) -> "ScoreChanges":
+        """Return the changes of rows that hold the scores of so many ids alone, from `first_id` on."""
+        seen, counts, bias, mask = self.repetition, self.counts, self.bias, self.mask
+        return ScoreChanges(
+            repetition=None if seen is None else replace(seen, lists=seen.lists.counted_from(first_id)),
+            counts=None if counts is None else replace(counts, lists=counts.lists.counted_from(first_id)),
+            bias=None if bias is None else replace(bias, lists=bias.lists.counted_from(first_id)),
+            mask=None
+            if mask is None
+            else replace(mask, forbidden_SV=mask.forbidden_SV[:, first_id : first_id + num_ids].contiguous()),
+            temperatures=self.temperatures,
+        )
 
     @property
     def changes_scores(self) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from textmill_shard.model.score_changes import Temperatures
 from textmill_shard.sampling import noise
 from textmill_shard.sampling.candidates import best_scores
+from textmill_shard.sampling.part_rows import Candidates
 from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.sampling.truncation import Filters, Limits, RowTotals, needs_row_mass, truncate
@@ -37,9 +38,19 @@ class OpenRows:
 
     needs_all_S: Tensor  # bool: the set that a filter keeps may reach beyond the candidates
     needs_tail_S: Tensor  # bool: the tail has won
-    scores_SV: Tensor
+    scores_SV: Tensor | None  # None: ranks that share a vocabulary have the scores in parts
     candidates_SC: Tensor  # int64
     rows: "RowStates"
+
+    def at(self, places: Tensor, scores_OV: Tensor) -> "OpenRows":
+        """Return some of the rows with all of their scores."""
+        return OpenRows(
+            self.needs_all_S[places],
+            self.needs_tail_S[places],
+            scores_OV,
+            self.candidates_SC[places],
+            self.rows.at(places),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class DrawnIds:
     """One id per row. The ids of the rows that `open_rows` marks mean nothing until `Draw.settle`."""
 
     tokens_S: Tensor  # int64
+    places_S1: Tensor  # int64: where the ids stand among the candidates
     open_rows: OpenRows | None  # None: no row can be open
 
 
@@ -151,30 +163,46 @@ class Draw:
         """
         vocab_size = scores_SV.shape[-1]
         num_candidates = self.num_candidates(rows, vocab_size)
-        is_whole = num_candidates == vocab_size
         best_SC, ids_SC = best_scores(scores_SV, num_candidates, known_SC)
-        highest_S1 = best_SC[:, :1]
         states = self._states(rows, mass_rows)
-        limits = states.limits
-        log_weights_SC = ((best_SC - highest_S1) / states.temperatures_S1).double()
         if log_mass_S is not None:
-            totals = RowTotals(log_mass_R=log_mass_S.double(), entropy_R=torch.zeros_like(log_weights_SC[:, 0]))
+            log_mass_R = log_mass_S.double()
+            totals = RowTotals(log_mass_R=log_mass_R, entropy_R=torch.zeros_like(log_mass_R))
         else:
-            totals = _row_totals(scores_SV, highest_S1, states, _places_of(mass_rows, rows))
-        kept_scores = truncate(log_weights_SC, limits, totals, is_whole=is_whole)
-        noisy_SC = log_weights_SC + states.noise(ids_SC)
-        noisy_SC = noisy_SC.masked_fill(~kept_scores.keep_RC, -torch.inf)
-        winner_S = noisy_SC.argmax(-1, keepdim=True)
-        tokens_S = ids_SC.gather(-1, winner_S).squeeze(-1)
-        if is_whole:
-            return DrawnIds(tokens_S, None)
-        tail_noise_S = states.noise(torch.full_like(ids_SC[:, :1], noise.TAIL_ID)).squeeze(-1)
-        # When the last candidate is impossible, the whole tail is. Rounding must not leave mass in such a tail.
-        log_tail_S = _log_difference(totals.log_mass_R, log_weights_SC.logsumexp(-1))
-        log_tail_S = log_tail_S.masked_fill(torch.isinf(log_weights_SC[:, -1]), -torch.inf)
-        is_open_S = ~limits.is_truncated_R
-        tail_wins_S = is_open_S & (log_tail_S + tail_noise_S > noisy_SC.gather(-1, winner_S).squeeze(-1))
-        return DrawnIds(tokens_S, OpenRows(~(is_open_S | kept_scores.fits_R), tail_wins_S, scores_SV, ids_SC, states))
+            totals = _row_totals(scores_SV, best_SC[:, :1], states, _places_of(mass_rows, rows))
+        return _choose_among(
+            best_SC, ids_SC, states, totals, is_whole=num_candidates == vocab_size, scores_SV=scores_SV
+        )
+
+    def choose_joined(self, found: Candidates, rows: StageRows, mass_rows: StageRows | None, *, size: int) -> DrawnIds:
+        """Do what `choose` does, with what the ranks that share a vocabulary of `size` ids have found of the rows."""
+        best = found.best
+        return _choose_among(
+            best.scores,
+            best.ids,
+            self._states(rows, mass_rows),
+            RowTotals(log_mass_R=found.log_mass_G, entropy_R=found.entropy_G),
+            is_whole=best.ids.shape[-1] == size,
+            scores_SV=None,
+        )
+
+    def part_sums(
+        self, scores_SV: Tensor, best_S1: Tensor, rows: StageRows, mass_rows: StageRows | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums of `PartCandidates` for a rank's part of the scores; `best_S1` has the best of the part."""
+        masses_S = torch.zeros(len(scores_SV), dtype=torch.float32, device=scores_SV.device)
+        surprises_S = torch.zeros_like(masses_S)
+        places = _places_of(mass_rows, rows)
+        if places is not None:
+            # In a part without a possible id all weights are 0.
+            base_S1 = best_S1.masked_fill(torch.isinf(best_S1), 0.0)
+            sums = _weigh(scores_SV, base_S1, self._states(rows, mass_rows), places)
+            masses_S[places], surprises_S[places] = sums.masses_S, sums.surprises_S
+        return masses_S, surprises_S
+
+    def temperatures_of(self, rows: StageRows) -> Tensor:
+        """Return the temperatures of these rows, [S, 1] float32."""
+        return self._temperatures_S1[rows.slots_G]
 
     def settle(self, drawn: DrawnIds) -> Tensor:
         """Return the ids, [S] int64, after a look at all scores of the open rows, which are mostly none.
@@ -187,6 +215,7 @@ class Draw:
             return drawn.tokens_S
         tokens_S = drawn.tokens_S.clone()
         scores_SV, ids_SC, rows = open_rows.scores_SV, open_rows.candidates_SC, open_rows.rows
+        assert scores_SV is not None, "rows of parts are settled with scores that were laid together"
         for places in _groups(open_rows.needs_all_S):
             tokens_S[places] = _choose_full(scores_SV[places], rows.at(places))
         for places in _groups(open_rows.needs_tail_S):
@@ -204,6 +233,35 @@ class Draw:
             wants_entropy=wants_entropy,
             gumbel=self._gumbel,
         )
+
+
+def _choose_among(
+    best_SC: Tensor,
+    ids_SC: Tensor,
+    states: RowStates,
+    totals: RowTotals,
+    *,
+    is_whole: bool,
+    scores_SV: Tensor | None,
+) -> DrawnIds:
+    """Draw one id per row from its candidates, the best first. `is_whole`: they are all ids of the vocabulary."""
+    limits = states.limits
+    log_weights_SC = ((best_SC - best_SC[:, :1]) / states.temperatures_S1).double()
+    kept_scores = truncate(log_weights_SC, limits, totals, is_whole=is_whole)
+    noisy_SC = log_weights_SC + states.noise(ids_SC)
+    noisy_SC = noisy_SC.masked_fill(~kept_scores.keep_RC, -torch.inf)
+    winner_S1 = noisy_SC.argmax(-1, keepdim=True)
+    tokens_S = ids_SC.gather(-1, winner_S1).squeeze(-1)
+    if is_whole:
+        return DrawnIds(tokens_S, winner_S1, None)
+    tail_noise_S = states.noise(torch.full_like(ids_SC[:, :1], noise.TAIL_ID)).squeeze(-1)
+    # When the last candidate is impossible, the whole tail is. Rounding must not leave mass in such a tail.
+    log_tail_S = _log_difference(totals.log_mass_R, log_weights_SC.logsumexp(-1))
+    log_tail_S = log_tail_S.masked_fill(torch.isinf(log_weights_SC[:, -1]), -torch.inf)
+    is_open_S = ~limits.is_truncated_R
+    tail_wins_S = is_open_S & (log_tail_S + tail_noise_S > noisy_SC.gather(-1, winner_S1).squeeze(-1))
+    open_rows = OpenRows(~(is_open_S | kept_scores.fits_R), tail_wins_S, scores_SV, ids_SC, states)
+    return DrawnIds(tokens_S, winner_S1, open_rows)
 
 
 def _choose_full(scores_SV: Tensor, rows: RowStates) -> Tensor:
@@ -244,18 +302,34 @@ def _row_totals(scores_SV: Tensor, highest_S1: Tensor, rows: RowStates, places: 
     entropy_S = torch.zeros_like(log_mass_S)
     if places is None:
         return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
+    sums = _weigh(scores_SV, highest_S1, rows, places)
+    mass_S = sums.masses_S.double()
+    log_mass_S[places] = mass_S.log()
+    if rows.wants_entropy:
+        entropy_S[places] = mass_S.log() - sums.surprises_S.double() / mass_S
+    return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Sums over the weights of rows, float32: of the weights, and of each weight times its logarithm."""
+
+    masses_S: Tensor
+    surprises_S: Tensor  # 0 where no row needs the entropy
+
+
+def _weigh(scores_SV: Tensor, highest_S1: Tensor, rows: RowStates, places: slice | Tensor) -> _Sums:
+    """Add up the weights of the rows at `places`."""
     # The second operation and the later ones work in place, because fresh memory for [S, V] costs more time than
     # the arithmetic.
     log_weights_SV = scores_SV[places] - highest_S1[places]
     log_weights_SV /= rows.temperatures_S1[places]
     weights_SV = log_weights_SV.exp() if rows.wants_entropy else log_weights_SV.exp_()
-    mass_S = weights_SV.sum(-1).double()
-    log_mass_S[places] = mass_S.log()
-    if rows.wants_entropy:
-        # A weight of 0 may have a score of minus infinity; the clamp makes their product 0 instead of NaN.
-        mean_score_S = weights_SV.mul_(log_weights_SV.clamp_(min=LEAST_SCORE)).sum(-1).double() / mass_S
-        entropy_S[places] = mass_S.log() - mean_score_S
-    return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
+    masses_S = weights_SV.sum(-1)
+    if not rows.wants_entropy:
+        return _Sums(masses_S, torch.zeros_like(masses_S))
+    # A weight of 0 may have a score of minus infinity; the clamp makes their product 0 instead of NaN.
+    return _Sums(masses_S, weights_SV.mul_(log_weights_SV.clamp_(min=LEAST_SCORE)).sum(-1))
 
 
 def _groups(is_marked_S: Tensor) -> list[Tensor]:

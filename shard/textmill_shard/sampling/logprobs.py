@@ -3,7 +3,7 @@
 N rows, T prompt positions, D hidden width, V vocabulary. Natural logarithm, float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textmill_shard.sampling.candidates import best_scores
 
+SLICE_TOKENS = 256  # prompt positions whose logits are computed together
 SPARE_FOR_TIES = 16  # candidates beyond the number asked for, so that ties at the cut mostly lie among them
 
 
@@ -58,7 +59,8 @@ class TopDraft:
     ids_NK: Tensor  # int64
     logprobs_NK: Tensor
     counts: Sequence[int]
-    logits_NV: Tensor
+    vocab_size: int
+    logits_NV: Tensor | None  # None: ranks that share a vocabulary have the logits in parts
     log_mass_N: Tensor
 
     @property
@@ -77,30 +79,49 @@ def draft_top(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor, know
 
     `known_NC` (int64) are best ids of each row, the best first, where a first pass has found some.
     """
-    values_NK, ids_NK = best_scores(logits_NV, num_drafted(counts, logits_NV.shape[-1]), known_NC)
+    vocab_size = logits_NV.shape[-1]
+    values_NK, ids_NK = best_scores(logits_NV, num_drafted(counts, vocab_size), known_NC)
     logprobs_NK = (values_NK - log_mass_N.unsqueeze(-1)).float()
-    return TopDraft(values_NK, ids_NK, logprobs_NK, counts, logits_NV, log_mass_N)
+    return TopDraft(values_NK, ids_NK, logprobs_NK, counts, vocab_size, logits_NV, log_mass_N)
+
+
+def tied_rows(draft: TopDraft, values_NK: NDArray[Any]) -> list[int]:
+    """Return the rows in which more ids tie at the cut than the draft holds, from its values on the host."""
+    if values_NK.shape[-1] == draft.vocab_size:
+        return []
+    return [row for row, count in enumerate(draft.counts) if values_NK[row, -1] >= values_NK[row, count - 1]]
 
 
 def finish_top(
-    draft: TopDraft, values_NK: NDArray[Any], ids_NK: NDArray[np.int64], logprobs_NK: NDArray[np.float32]
+    draft: TopDraft,
+    values_NK: NDArray[Any],
+    ids_NK: NDArray[np.int64],
+    logprobs_NK: NDArray[np.float32],
+    *,
+    logits_by_row: Mapping[int, Tensor] | None = None,
 ) -> tuple[TopTokens, ...]:
     """Return the alternatives of each row, from the tensors of the draft on the host.
 
-    The host looks at the device again only for a row in which more ids tie at the cut than the draft holds.
+    The host looks at the device again only for the rows that `tied_rows` names. `logits_by_row` has the logits [V] of
+    these rows, where the draft has none.
     """
-    vocab_size, num_best = draft.logits_NV.shape[-1], values_NK.shape[-1]
+    tied = set(tied_rows(draft, values_NK))
     alternatives = []
     for row, count in enumerate(draft.counts):
-        is_in_K = values_NK[row] >= values_NK[row, min(count, vocab_size) - 1]
-        if is_in_K[-1] and num_best < vocab_size:  # the ties go on behind the best scores: look at the whole row
-            ids_E = (draft.logits_NV[row] >= draft.values_NK[row, count - 1]).nonzero().flatten()
-            logprobs_E = (draft.logits_NV[row, ids_E] - draft.log_mass_N[row]).float().cpu().numpy()
+        if row in tied:
+            logits_V = _logits_of(draft, row) if logits_by_row is None else logits_by_row[row]
+            ids_E = (logits_V >= draft.values_NK[row, count - 1]).nonzero().flatten()
+            logprobs_E = (logits_V[ids_E] - draft.log_mass_N[row]).float().cpu().numpy()
             alternatives.append(_in_order(ids_E.cpu().numpy(), logprobs_E))
         else:
-            size = int(is_in_K.sum())
+            size = int((values_NK[row] >= values_NK[row, min(count, draft.vocab_size) - 1]).sum())
             alternatives.append(_in_order(ids_NK[row, :size], logprobs_NK[row, :size]))
     return tuple(alternatives)
+
+
+def _logits_of(draft: TopDraft, row: int) -> Tensor:
+    assert draft.logits_NV is not None, "the ranks have to lay rows together in which more ids tie than travel"
+    return draft.logits_NV[row]
 
 
 def top_tokens(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor) -> tuple[TopTokens, ...]:
@@ -121,7 +142,7 @@ def prompt_logprobs(
     targets_T: Tensor,
     top_n: int = 0,
     *,
-    slice_tokens: int = 256,
+    slice_tokens: int = SLICE_TOKENS,
 ) -> PromptLogprobs:
     """Return the log-probabilities of `targets_T` (int64), the ids that follow the positions of `hidden_TD`.
 

@@ -66,17 +66,18 @@ class TorchRowScanner:
         for row in range(len(logits_NV)):
             scores_V = scores_NV[row]
             if seen is not None and (slot := int(seen.slots_N[row])) >= 0:
-                ids_E, penalty = _ids(seen.lists, slot), seen.penalties_S[slot]
+                ids_E, _ = _ids(seen.lists, slot, len(scores_V))
+                penalty = seen.penalties_S[slot]
                 scores_E = scores_V[ids_E]
                 scores_V[ids_E] = torch.where(scores_E < 0, scores_E * penalty, scores_E / penalty)
             if counts is not None and (slot := int(counts.slots_N[row])) >= 0:
-                ids_E = _ids(counts.lists, slot)
-                counts_E = counts.counts_SE[slot, : len(ids_E)]
+                ids_E, places_E = _ids(counts.lists, slot, len(scores_V))
+                counts_E = counts.counts_SE[slot, places_E]
                 amounts_E = counts.presence_S[slot] + counts.frequency_S[slot] * counts_E
                 scores_V[ids_E] -= torch.where(counts_E > 0, amounts_E, 0.0)
             if bias is not None and (slot := int(bias.slots_N[row])) >= 0:
-                ids_E = _ids(bias.lists, slot)
-                scores_V[ids_E] += bias.amounts_SE[slot, : len(ids_E)]
+                ids_E, places_E = _ids(bias.lists, slot, len(scores_V))
+                scores_V[ids_E] += bias.amounts_SE[slot, places_E]
             if mask is not None and (slot := int(mask.slots_N[row])) >= 0:
                 scores_V[mask.forbidden_SV[slot]] = -torch.inf
         tempered_mass_N = None
@@ -91,8 +92,11 @@ class TorchRowScanner:
         return noise.gumbel(seed_words_S2, positions_S, ids_SC)
 
 
-def _ids(lists: IdLists, slot: int) -> Tensor:
-    return lists.ids_SE[slot, : int(lists.num_ids_S[slot])]
+def _ids(lists: IdLists, slot: int, num_scores: int) -> tuple[Tensor, Tensor]:
+    """Return the ids of a list that have a score, and where these ids stand in the list."""
+    ids_E = lists.ids_SE[slot, : int(lists.num_ids_S[slot])]
+    places_E = ((ids_E >= 0) & (ids_E < num_scores)).nonzero().flatten()
+    return ids_E[places_E], places_E
 
 
 class DeviceRowScanner:

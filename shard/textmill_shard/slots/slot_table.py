@@ -14,7 +14,6 @@ import numpy as np
 
 from textmill_shard.slots.plan import Admit, IdArray
 from textmill_shard.slots.prefill_shares import PrefillShares
-from textmill_shard.slots.row_need import takes_best_id
 
 NOBODY = -1
 NO_BOUND = np.iinfo(np.int64).max
@@ -83,7 +82,6 @@ class SlotTable:
         self.has_uncut = np.zeros(num_slots, dtype=bool)  # has spans of tokens that one step computes (rule 16)
         self.is_apart = np.zeros(num_slots, dtype=bool)  # searches by beams behind its prompt, in steps of its own
         self.num_apart = 0
-        self.needs_row = np.zeros(num_slots, dtype=bool)  # may take another id than the best one
         self.was_starved = np.zeros(num_slots, dtype=bool)  # reported since the last grant (rule 13)
         self.block_tables_SB = np.full((num_slots, _FIRST_TABLE_BLOCKS), self._scratch_block, dtype=np.int32)
         self.num_holders = np.zeros(self.num_blocks, dtype=np.int32)  # tables that name a block
@@ -135,7 +133,6 @@ class SlotTable:
         self.num_computed[slot] = admit.num_cached_tokens
         self.num_places[slot] = 0
         self.max_tokens[slot] = max_tokens
-        self.needs_row[slot] = not takes_best_id(admit)
         # The mask of a grammar lets EOS through only where the text may end, so each EOS that comes ends the request.
         has_grammar = admit.grammar is not None
         self.min_tokens[slot] = num_prompt + (0 if has_grammar else admit.sampling.min_new_tokens)

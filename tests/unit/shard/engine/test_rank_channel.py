@@ -70,7 +70,9 @@ def test_an_entry_survives_the_way(
         adapter_orders=orders,
         ready_slots=np.array(released[:2], dtype=np.int64),
         ready_until=np.array([2**63 - 1, 17][: len(released)], dtype=np.int64),
-        rewinds=Rewinds(np.array(ended), np.array(ended) + 70_000, np.array(ended) > 1),
+        rewinds=Rewinds(
+            np.array(ended), np.array(ended) + 70_000, np.array(ended) > 1, tuple(np.arange(slot) for slot in ended)
+        ),
     )
     header, payload = pack_entry(sent)
     assert (len(header), header[-1]) == (HEADER_INTS, len(payload))  # as many numbers as a follower receives
@@ -82,6 +84,9 @@ def test_an_entry_survives_the_way(
     assert found.ready_until.tolist() == sent.ready_until.tolist()
     assert (found.rewinds.slots.tolist(), found.rewinds.tokens.tolist()) == (ended, [slot + 70_000 for slot in ended])
     assert found.rewinds.is_launched.tolist() == [slot > 1 for slot in ended]
+    assert [output.tolist() for output in found.rewinds.output_ids] == [[*range(slot)] for slot in ended]
+    assert found.look is None
+    assert not found.masks
 
 
 def admit(slot: int, prompt: list[int], *, request_id: int, max_new: int, num_blocks: int = 6) -> pb.Admit:

@@ -198,6 +198,19 @@ def test_each_first_pass_of_the_table_agrees_with_plain_torch(variant: Variant) 
         assert torch.equal(expected.scores_NV.gather(1, found.candidates_NC), best_NC)
 
 
+def test_a_rank_changes_its_part_of_the_scores_as_the_whole_rows_are_changed() -> None:
+    """The lists of a request then hold ids that lie before the part or behind it."""
+    logits_NV = random(4, SCAN_VOCAB) * 3
+    changes = changes_of(("repetition", "counts", "bias", "mask", "temperature"))
+    whole = TorchRowScanner().first_pass(logits_NV, changes)
+    for first_id, num_ids in ((0, 700), (700, SCAN_VOCAB - 700)):
+        own = slice(first_id, first_id + num_ids)
+        for kernels in (interpreted_kernels(), TorchRowScanner()):
+            found = kernels.first_pass(logits_NV[:, own], changes.within(first_id, num_ids), 30)
+            torch.testing.assert_close(found.scores_NV, whole.scores_NV[:, own], rtol=0, atol=0)
+            assert found.best_N.tolist() == whole.scores_NV[:, own].argmax(-1).tolist()
+
+
 def first_best(scores_NV: torch.Tensor, num_candidates: int) -> torch.Tensor:
     """Return the ids of the best scores of each row, the best first, and of equal scores the first ids first."""
     return scores_NV.sort(dim=-1, descending=True, stable=True).indices[:, :num_candidates]

@@ -1,10 +1,11 @@
 """Compares decode steps of several ranks, each with one thread, with those of one rank with as many threads, on a CPU.
 
-The ranks run the step of a llama with random weights as the server does: rank 0 sends an entry, all ranks compute, and
-rank 0 sends the tokens. The ways take turns in one run, and each is judged by its fastest turn, because another program
+The ranks run the steps of a model with random weights as the server does: rank 0 sends an entry, all ranks compute, and
+rank 0 sends the tokens. The ways take turns in one run, and each is judged by its fastest step, because another program
 on the cores makes all ways slower, but not equally.
 
-Run with `python -m bench.ranks`. The output is a Markdown table.
+Run with `python -m bench.ranks`, or with `--model-types gpt2 phi3 qwen3_moe --no-native-decoder` for models that run by
+transformers' code. The output is a Markdown table.
 """
 
 import argparse
@@ -29,23 +30,105 @@ from textmill_shard.engine.shared_channel import SharedChannel
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 BLOCK_SIZE = 16
+REST_S = 0.15  # before a turn, so that a busy system owes the next way its time
 CONTEXT = 256
-# The shape of a 135M model, with heads that two and four ranks can share.
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "vocab_size": 49152,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
+_COMMON = {"vocab_size": 49152, "max_position_embeddings": 2048, "tie_word_embeddings": True}
+# Sizes of models of 100 to 150 million parameters, with heads that two and four ranks can share, by the model type.
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {
+        **_COMMON,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+    },
+    "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 2048},
+    "opt": {
+        **_COMMON,
+        "hidden_size": 768,
+        "ffn_dim": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "word_embed_proj_dim": 768,
+    },
+    "phi3": {
+        **_COMMON,
+        "vocab_size": 32064,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "pad_token_id": 0,
+    },
+    "qwen3": {
+        **_COMMON,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+    },
+    "gemma2": {
+        **_COMMON,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+    },
+    "mixtral": {
+        **_COMMON,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3_moe": {
+        **_COMMON,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "moe_intermediate_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+    },
+    "gpt_oss": {
+        **_COMMON,
+        "hidden_size": 512,
+        "intermediate_size": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
 }
-SMALL = {**SHAPE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 256}
+SMALL = {
+    **SHAPES["llama"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "head_dim": 8,
+    "vocab_size": 256,
+}
+# Random routers are so undecided that rounding chooses other experts, for which the loader takes a slower layout.
+ROUTERS = (".gate.weight", ".router.weight")
+ROUTER_SCALE = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +166,22 @@ class Ranks:
         for process in self._processes:
             assert self._line(process) == "ready", "a rank ended at its start"
 
-    def step_ms(self, num_steps: int) -> float:
-        """Return the median milliseconds of some steps."""
+    def steps_ms(self, num_steps: int) -> list[float]:
+        """Return the milliseconds of so many steps, each of its slowest rank."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(f"{num_steps}\n")
             process.stdin.flush()
-        return max(float(self._line(process)) for process in self._processes)
+        times_ms = [[float(word) for word in self._line(process).split()] for process in self._processes]
+        return [max(of_step) for of_step in zip(*times_ms, strict=True)]
+
+    def pin(self) -> None:
+        """Give each thread a core of its own, because a busy machine lets threads that wake each other share a core."""
+        for rank, process in enumerate(self._processes):
+            threads = sorted(map(int, os.listdir(f"/proc/{process.pid}/task")))
+            for thread in threads:
+                core = rank if len(self._processes) > 1 else int(thread != process.pid)
+                os.sched_setaffinity(thread, {core % (os.cpu_count() or 1)})
 
     def close(self) -> None:
         for process in self._processes:
@@ -159,13 +251,17 @@ def run_rank(facts: dict[str, Any]) -> None:
             began = time.perf_counter()
             step()
             times_ms.append(1e3 * (time.perf_counter() - began))
-        print(statistics.median(times_ms), flush=True)
+        print(*times_ms, flush=True)
     os._exit(0)
 
 
-def make_model(folder: Path, shape: dict[str, Any]) -> Path:
+def make_model(folder: Path, model_type: str, shape: dict[str, Any]) -> Path:
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape), dtype=torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if name.endswith(ROUTERS):
+            parameter.data *= ROUTER_SCALE
+    model.save_pretrained(folder)
     return folder
 
 
@@ -184,37 +280,53 @@ def started(ways: Sequence[Way], model: Path, cache: Path, rows: int) -> Iterato
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table with a line for each way and number of rows."""
     parser = argparse.ArgumentParser(prog="python -m bench.ranks", description=__doc__)
+    parser.add_argument("--model-types", nargs="*", default=["llama"], choices=SHAPES, metavar="TYPE")
     parser.add_argument("--num-ranks", type=int, default=2)
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8])
-    parser.add_argument("--turns", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=20, help="steps of a turn")
+    parser.add_argument("--turns", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=4, help="steps of a turn, of which the first does not count")
+    parser.add_argument("--no-native-decoder", action="store_true", help="transformers' code in all ways")
+    parser.add_argument("--gloo", action="store_true", help="also ranks that exchange over sockets")
+    parser.add_argument("--pin", action="store_true", help="a core for each of two threads")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "textmill" / "native")
-    parser.add_argument("--small", action="store_true", help="a tiny model, to try the program")
+    parser.add_argument("--small", action="store_true", help="a tiny llama, to try the program")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.rank is not None:
         run_rank(json.loads(chosen.rank))
         return
-    count = chosen.num_ranks
+    count, has_native = chosen.num_ranks, not chosen.no_native_decoder
     ways = [
-        Way(f"1 rank, {count} threads", 1, count),
-        Way(f"{count} ranks, shared memory", count, 1),
-        Way(f"{count} ranks, shared memory, transformers' code", count, 1, has_native_decoder=False),
-        Way(f"{count} ranks, gloo", count, 1, has_memory=False),
+        Way(f"1 rank, {count} threads", 1, count, has_native_decoder=has_native),
+        Way(f"{count} ranks, shared memory", count, 1, has_native_decoder=has_native),
     ]
-    print("| Rows | Way | ms a step, best turn | median turn | speed beside 1 rank (best turns) |")
-    print("|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(Path(scratch) / "model", SMALL if chosen.small else SHAPE)
-        for rows in chosen.rows:
-            with started(ways, model, chosen.cache, rows) as made:
-                times_ms: list[list[float]] = [[] for _ in ways]
-                for _ in range(chosen.turns):
-                    for ranks, found in zip(made, times_ms, strict=True):
-                        found.append(ranks.step_ms(chosen.steps))
-            for way, found in zip(ways, times_ms, strict=True):
-                ratio = min(times_ms[0]) / min(found)
-                print(f"| {rows} | {way.name} | {min(found):.2f} | {statistics.median(found):.2f} | {ratio:.2f} |")
+    if chosen.gloo:
+        ways.append(Way(f"{count} ranks, gloo", count, 1, has_memory=False, has_native_decoder=has_native))
+    print("| Model | Rows | Way | ms a step, fastest | median | speed beside 1 rank, fastest | median |")
+    print("|---|---|---|---|---|---|---|")
+    for model_type in ("llama",) if chosen.small else chosen.model_types:
+        with tempfile.TemporaryDirectory() as scratch:
+            model = make_model(Path(scratch) / "model", model_type, SMALL if chosen.small else SHAPES[model_type])
+            for rows in chosen.rows:
+                with started(ways, model, chosen.cache, rows) as made:
+                    if chosen.pin:
+                        for ranks in made:
+                            ranks.pin()
+                    times_ms = take_turns(made, chosen.turns, chosen.steps)
+                for way, found in zip(ways, times_ms, strict=True):
+                    least, median = min(found), statistics.median(found)
+                    ratios = f"{min(times_ms[0]) / least:.2f} | {statistics.median(times_ms[0]) / median:.2f}"
+                    print(f"| {model_type} | {rows} | {way.name} | {least:.2f} | {median:.2f} | {ratios} |", flush=True)
+
+
+def take_turns(made: Sequence[Ranks], num_turns: int, num_steps: int) -> list[list[float]]:
+    """Return the milliseconds of the steps of each way. The first step of a turn finds another way's weights cached."""
+    times_ms: list[list[float]] = [[] for _ in made]
+    for _ in range(num_turns):
+        for ranks, found in zip(made, times_ms, strict=True):
+            time.sleep(REST_S)
+            found += ranks.steps_ms(num_steps)[1:]
+    return times_ms
 
 
 if __name__ == "__main__":

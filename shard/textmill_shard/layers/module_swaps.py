@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from textmill_shard.heap import trim_heap
+from textmill_shard.layers.parallel_layers import RowParallelLinear
 from textmill_shard.layers.swapped_layers import (
     LINEARS,
     FusedLinear,
     FusedLinears,
     NativeRmsNorm,
     PackedLinear,
+    PackedRowLinear,
     empty_layer,
     weight_of,
 )
@@ -70,8 +72,19 @@ def swap_modules(
                 num_swapped["rms_norm"] += 1
         if num_swapped.total() > before:
             trim_heap()
+    _join_exchanges(model)
     calls.forget()
     return {name: num_swapped[name] for name in SWAPS if num_swapped[name]}
+
+
+def _join_exchanges(model: nn.Module) -> None:
+    """Let the products that the ranks add up be exchanged by the call that computes them."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if not isinstance(child, RowParallelLinear) or not isinstance(child.local, PackedLinear):
+                continue
+            if child.parallel.room is not None:
+                setattr(parent, name, PackedRowLinear(child.local, child.parallel, child.parallel.room))
 
 
 def weights_of_several(model: nn.Module) -> set[int]:

@@ -28,17 +28,15 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """Holds some of the input columns. The sums of the ranks are added up, and then the bias is added once."""
+    """Holds some of the input columns. The ranks add their products up, and the product of rank 0 has the bias."""
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, parallel: TensorParallel) -> None:
         super().__init__()
-        self.local = ColumnParallelLinear(weight_OI, None)
-        self.bias = bias_O
-        self._parallel = parallel
+        self.local: nn.Module = ColumnParallelLinear(weight_OI, None if parallel.rank else bias_O)
+        self.parallel = parallel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self._parallel.all_reduce(self.local(x))
-        return out if self.bias is None else out + self.bias
+        return self.parallel.all_reduce(self.local(x))
 
 
 class VocabularyParallelHead(nn.Module):

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from textmill_shard.layers.parallel_layers import ColumnParallelLinear
+from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.layers.parallel_layers import ColumnParallelLinear, RowParallelLinear
 from textmill_shard.native.kernels import Kernels, PackedWeight, pad_bias
+from textmill_shard.native.ranks import RankRoom
 
 LINEARS = (nn.Linear, ColumnParallelLinear, Conv1D)  # kinds of layers that the layers below can replace
 
@@ -39,6 +41,25 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x)
+
+    def sum(self, x: torch.Tensor, room: RankRoom) -> torch.Tensor:
+        """Return the sum over the ranks of what `forward` gives on each of them."""
+        return self._product.sum(x, room)
+
+
+class PackedRowLinear(RowParallelLinear):
+    """A layer divided by inputs whose product and exchange with the other ranks are one native call."""
+
+    def __init__(self, local: PackedLinear, parallel: TensorParallel, room: RankRoom) -> None:
+        nn.Module.__init__(self)
+        self.local = local
+        self.parallel = parallel
+        self._sum, self._room = local.sum, room
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "forward" in self.local.__dict__:  # an adapter has its product added before the ranks add up
+            return super().forward(x)
+        return self._sum(x, self._room)
 
 
 class FusedLinears:
@@ -117,6 +138,11 @@ class _Product:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x_TI = x.reshape(-1, self.weight.inner)
         out_TO = self._kernels.linear(x_TI, self.weight, self.bias, is_narrow=True)
+        return out_TO.view(*x.shape[:-1], self.weight.num_outputs)
+
+    def sum(self, x: torch.Tensor, room: RankRoom) -> torch.Tensor:
+        x_TI = x.reshape(-1, self.weight.inner)
+        out_TO = self._kernels.linear_sum(x_TI, self.weight, self.bias, room)
         return out_TO.view(*x.shape[:-1], self.weight.num_outputs)
 
 

@@ -363,8 +363,9 @@ class NativeDecoder:
         return self._hold(norm.weight.detach().float())
 
     def _hold_sum_bias(self, linear: Any) -> torch.Tensor | None:
-        """Hold the bias of a layer whose outputs the ranks add up: on rank 0 alone."""
-        return None if linear.bias is None or self._parallel.rank else self._hold(pad_bias(linear.bias.detach()))
+        """Hold the bias of a layer whose outputs ranks may add up, of which then only the layer of rank 0 has one."""
+        bias_O = _local(linear).bias
+        return None if bias_O is None else self._hold(pad_bias(bias_O.detach()))
 
     def _hold_bias(self, linears: Sequence[nn.Linear], *, is_gate_up: bool = False) -> torch.Tensor | None:
         if all(linear.bias is None for linear in linears):

@@ -12,6 +12,7 @@ import torch
 
 from textmill_shard.native.build import FLAGS, load_library
 from textmill_shard.native.low_rank import LowRankProduct, product_pointers
+from textmill_shard.native.ranks import RankRoom
 
 PANEL_OUTPUTS = 32  # number of outputs that stand side by side in the packed layout
 DTYPES = (torch.bfloat16, torch.float32)
@@ -119,6 +120,7 @@ class Kernels:
         library.textmill_want_huge_pages.argtypes = [_PTR, _I64]
         library.textmill_pack.argtypes = [_PTR, _PTR, _I64, _I64, _I64, _I64, _PTR]
         library.textmill_linear.argtypes = [_PTR, _PTR, _I64, _I64, _PTR, _I64, _PTR, _I64, _I64, _PTR]
+        library.textmill_linear_sum.argtypes = [_PTR, _PTR, _PTR, _I64, _I64, _PTR, _I64, _PTR, _I64, _PTR]
         library.textmill_rms_norm.argtypes = [_PTR, _PTR, _I64, _I64, _PTR, _F32, _I64, _PTR]
         library.textmill_attention.argtypes = [_PTR, _PTR, _I64, _I64]
         library.textmill_decode.argtypes = [_PTR, _PTR, _PTR]
@@ -192,6 +194,34 @@ class Kernels:
             is_narrow,
             out_TO.data_ptr(),
         )
+        return out_TO
+
+    def linear_sum(
+        self, x_TI: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, room: RankRoom
+    ) -> torch.Tensor:
+        """Return `[T, O]` in the dtype of x: the sum over the ranks of the room of each rank's product.
+
+        Each product is rounded to the dtype, then added up as by `RankRoom.add`. All ranks call this with equally many
+        rows. A rank whose `bias` is not None adds it to its product. Raises RankLost.
+        """
+        x_TI = x_TI.contiguous()
+        assert x_TI.shape[1] == weight.inner, (x_TI.shape, weight.inner)
+        assert x_TI.dtype == weight.dtype, (x_TI.dtype, weight.dtype)
+        out_TO = torch.empty(x_TI.shape[0], weight.num_outputs, dtype=x_TI.dtype)
+        failure = self._library.textmill_linear_sum(
+            self._team,
+            room.address,
+            x_TI.data_ptr(),
+            x_TI.shape[0],
+            weight.inner,
+            weight.address,
+            weight.num_outputs,
+            None if bias is None else bias.data_ptr(),
+            _is_bf16(x_TI),
+            out_TO.data_ptr(),
+        )
+        if failure:
+            room.check()
         return out_TO
 
     def add_low_rank(

@@ -28,3 +28,11 @@ static int NAME(room_add)(rank_room *r, element *numbers, int64_t count) {
   }
   return 0;
 }
+
+// As `room_add` for numbers of one bank that this rank has written there itself: `to` becomes the sums.
+static int NAME(room_add_laid)(rank_room *r, uint32_t number, int64_t count, element *to) {
+  r->num_exchanges++;
+  if (room_meet(r)) return r->failure;
+  NAME(sum_banks)(r, number, 0, count, to);
+  return 0;
+}

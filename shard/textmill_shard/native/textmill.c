@@ -111,6 +111,20 @@ EXPORT void textmill_linear(team *t, const void *rows, int64_t num_rows, int64_t
   team_run(t, linear, &r);
 }
 
+// As `textmill_linear` with narrow outputs, for a product of which each rank has a part: `out` becomes the sum over the
+// ranks. The part is written where the other ranks read it, unless it is larger than a bank. Gives the room's failure.
+EXPORT int textmill_linear_sum(team *t, rank_room *room, const void *rows, int64_t num_rows, int64_t inner, const uint32_t *panels,
+                               int64_t num_outputs, const float *bias, int64_t is_bf16, void *out) {
+  const int64_t count = num_rows * num_outputs;
+  if (count * (is_bf16 ? 2 : 4) > room->bank_bytes) {
+    textmill_linear(t, rows, num_rows, inner, panels, num_outputs, bias, is_bf16, 1, out);
+    return is_bf16 ? room_add_bf16(room, out, count) : room_add_f32(room, out, count);
+  }
+  const uint32_t number = room->num_laid;
+  textmill_linear(t, rows, num_rows, inner, panels, num_outputs, bias, is_bf16, 1, room_bank(room, room->rank, number));
+  return is_bf16 ? room_add_laid_bf16(room, number, count, out) : room_add_laid_f32(room, number, count, out);
+}
+
 typedef struct {
   const attention *attention;
   const attention_item *items;

@@ -1,6 +1,7 @@
 """Shows the effective settings as a file for `--config`, with the origin of each value. Secrets are masked."""
 
 import json
+import re
 from collections.abc import Iterator
 
 from textmill_launcher.child_defaults import CHILD_DEFAULTS
@@ -25,9 +26,15 @@ def _lines(start: Start) -> Iterator[str]:
         elif value is None or (value == () and source is None):
             child = "router" if Child.ROUTER in option.to else "shard" if Child.SHARD in option.to else "launcher"
             default = CHILD_DEFAULTS.get(option.name)
-            yield f"# {option.name} = {default}  # default" if default else f"# {option.name}: the {child} decides"
+            said = f" = {_toml_of(default)}  # default" if default else f": the {child} decides"
+            yield f"# {option.name}{said}"
         else:
             yield f"{option.name} = {_toml(value)}  # {source or 'default'}"
+
+
+def _toml_of(default: str) -> str:
+    """Return a default as TOML. All defaults stand in their table as texts, numbers and truth too."""
+    return default if re.fullmatch(r"true|false|\d+(\.\d+)?", default) else _toml(default)
 
 
 def _toml(value: object) -> str:

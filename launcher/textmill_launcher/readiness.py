@@ -57,7 +57,8 @@ class PhaseLog:
             self._phase, self._phase_began_s, self._logged_s = phase, now_s, now_s
         elif now_s - self._logged_s >= STILL_WAITING_S:
             self._logged_s = now_s
-            log.info("%s: %s for %.0f s now (%.0f %%)", self._child, phase, now_s - self._phase_began_s, 100 * progress)
+            share = f" ({100 * progress:.0f} %)" if progress else ""  # few phases know how far they are
+            log.info("%s: %s for %.0f s now%s", self._child, phase, now_s - self._phase_began_s, share)
 
     def end(self) -> None:
         """Log the last phase and the whole time."""

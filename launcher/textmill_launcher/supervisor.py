@@ -39,6 +39,8 @@ from textmill_launcher.nodes.interfaces import interface_of
 from textmill_launcher.nodes.leader import NodeLeader
 from textmill_launcher.nodes.meeting import Meeting, MeetingPoint, OneNode, StoppedByNode0
 from textmill_launcher.plan.comparison import PlanComparison
+from textmill_launcher.plan.source import check_heads
+from textmill_launcher.ports import check_port
 from textmill_launcher.readiness import local_url
 from textmill_launcher.restart_budget import RestartBudget
 from textmill_launcher.router_keeper import RouterKeeper
@@ -107,6 +109,7 @@ class Supervisor:
         """Serve on this machine alone."""
         settings = self._settings
         num_local = num_shards(settings, count_driver_devices)
+        check_port(settings.hostname, settings.port)
         model, choice = await self._find_model()
         num_local = self._check_world_size(num_local, choice)
 
@@ -121,6 +124,8 @@ class Supervisor:
         """Serve on several machines, of which this is one."""
         settings = self._settings
         num_local = num_shards(settings, count_driver_devices)
+        if settings.node_rank == 0:
+            check_port(settings.hostname, settings.port)
         node = self._make_node(num_local)
         try:
             await self._unless_stopped(node.open())
@@ -183,6 +188,8 @@ class Supervisor:
         """Run the router, and the shards of this machine for each of the replicas."""
         num_replicas = len(meetings)
         world_size = num_local * self._settings.num_nodes
+        if choice.writes_text:
+            check_heads(model.path, world_size)
         adapters = await self._find_adapters(model, choice)
         if choice.writes_text:
             self._output.read_by(PlanComparison(self._settings, model, world_size).on_line)

@@ -83,9 +83,18 @@ def test_taken_port_has_a_code_of_its_own(model: Path, tmp_path: Path) -> None:
         port = listener.getsockname()[1]
         with launched(["--model-id", str(model), "--kv-cache-bytes", KV_BYTES], tmp_path, port=port) as server:
             assert server.wait_exit(START_LIMIT_S) == ExitCode.PORT_TAKEN
-            [first] = [line for line in server.log_text.splitlines() if "ended with exit code 10" in line]
-    assert "router ended with exit code 10 (the server cannot listen there) while starting" in first
-    assert "what to try: another --port" in first
+            log_text = server.log_text
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; what to try: another --port" in log_text
+    assert "started, pid" not in log_text
+
+
+def test_heads_that_cannot_be_divided_end_the_start_before_a_shard_is_started(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "nine", hidden=36, heads=9, kv_heads=3)
+    with launched(["--model-id", str(model), "--num-shard", "2"], tmp_path) as server:
+        assert server.wait_exit(START_LIMIT_S) == ExitCode.UNSUPPORTED_MODEL
+        log_text = server.log_text
+    assert "cannot be divided among 2 shards; --num-shard can be 1, 3, 9" in log_text
+    assert "started, pid" not in log_text
 
 
 def test_folder_without_weights_and_name_without_a_folder_are_told_apart(model: Path, tmp_path: Path) -> None:

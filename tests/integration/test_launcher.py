@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import ssl
 import stat
 import subprocess
@@ -181,17 +180,6 @@ def test_killed_launcher_takes_its_children_along(tiny_arguments: list[str], tmp
         server.process.kill()
         server.wait_exit()
         assert_gone(pids)
-
-
-def test_taken_port_is_named_with_the_flag(tiny_arguments: list[str], tmp_path: Path, socket_folder: Path) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        with launched(tiny_arguments, tmp_path, port=port, TMPDIR=str(socket_folder)) as server:
-            assert server.wait_exit(60) == 10
-            assert "router ended with exit code 10" in server.log_text
-            assert "--port" in server.log_text
 
 
 def test_model_that_cannot_be_loaded_is_told_with_rank_and_reason(tmp_path: Path, socket_folder: Path) -> None:

@@ -13,7 +13,7 @@ from textmill_launcher.doctor.finding import Finding, failure, ok, warning
 from textmill_launcher.errors import LaunchError, UnsupportedTask
 from textmill_launcher.exit_codes import ExitCode
 from textmill_launcher.model_files import ModelSource, SourceKind, locate_model
-from textmill_launcher.plan.model_shape import WrongConfigValue
+from textmill_launcher.plan.model_shape import CannotDivide, WrongConfigValue
 from textmill_launcher.plan.report import make_plan, size
 from textmill_launcher.plan.source import ModelFacts, read_folder
 from textmill_launcher.plan.tensor_headers import read_local_headers
@@ -138,6 +138,9 @@ def _memory(settings: Settings, facts: ModelFacts) -> Finding:
         plan = make_plan(settings, facts, num_shard=num_ranks(settings, count_driver_devices))
     except WrongConfigValue as error:
         return failure("memory of the model", str(error), "repair config.json", ExitCode.BAD_FILES)
+    except CannotDivide as error:
+        found, _, to_do = str(error).partition("; ")
+        return failure("memory of the model", found, to_do, ExitCode.UNSUPPORTED_MODEL)
     except LaunchError as error:
         return warning("memory of the model", str(error), "see `launcher plan`")
     room = f"weights {size(plan.fit.needs.weight_bytes)}, room for {plan.fit.kv_tokens} tokens of keys and values"

@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import shutil
-import socket
 import sysconfig
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ from textmill_launcher.environment_report import driver_lines
 from textmill_launcher.exit_codes import ExitCode
 from textmill_launcher.plan.machine import cgroup_limit_bytes, ram_bytes
 from textmill_launcher.plan.report import size
+from textmill_launcher.ports import why_taken
 from textmill_launcher.settings import NODE_PORT, Settings
 
 GIB = 1024**3
@@ -163,11 +163,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 def port_finding(subject: str, host: str, port: int, flag: str) -> Finding:
     """Say whether a port is free."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return failure(subject, f"{host}:{port}: {error.strerror}", f"another {flag}", ExitCode.PORT_TAKEN)
+    reason = why_taken(host, port)
+    if reason is not None:
+        return failure(subject, f"{host}:{port}: {reason}", f"another {flag}", ExitCode.PORT_TAKEN)
     return ok(subject, f"{host}:{port} is free")

@@ -1,7 +1,8 @@
 """Decides whether a model fits, and reduces in a stated order what is asked of it until the model fits.
 
-The order: the context, down to `SHORT_CONTEXT`; the requests at once, down to one; the tokens of a step, down to
-`LEAST_STEP_TOKENS`; then the context again. What was reduced is told.
+Requests beyond the slots can never run at once. The order of the rest: the context, down to `SHORT_CONTEXT`; the
+requests at once, down to one; the tokens of a step, down to `LEAST_STEP_TOKENS`; then the context again. What was
+reduced is told.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ BLOCK_TOKENS = 16
 DEFAULT_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}  # of the shard
 DEFAULT_STEP_TOKENS = 1024  # of the shard
 DEFAULT_SLOTS = 64  # of the shard
+DEFAULT_CONCURRENT_REQUESTS = 128  # of the router
 SHORT_CONTEXT = 2048
 LEAST_STEP_TOKENS = 128
 ADAPTER_SHARE = 0.05  # of the shard: of the bytes for keys and values, where adapters are asked for
@@ -63,6 +65,8 @@ def fit(
     def measure(wish: Wish) -> Fit:
         return _measure(wish, needs_of(wish), budget_bytes, max_model_tokens, kv_cache_bytes, adapter_bytes)
 
+    asked = wish
+    wish = replace(asked, num_requests=min(asked.num_requests, asked.num_slots))  # which no room changes
     found = whole = measure(wish)
     # A smaller step frees memory, which bytes that are given for keys and values do not take.
     for reduce in _STEPS if kv_cache_bytes is None else _STEPS_OF_GIVEN_BYTES:
@@ -73,9 +77,9 @@ def fit(
     if found.wish.num_requests < wish.num_requests:  # later reductions may have made room again
         found = replace(found, wish=replace(found.wish, num_requests=min(wish.num_requests, found.num_at_once)))
     reductions = tuple(
-        f"{words} from {getattr(wish, name)} to {getattr(found.wish, name)}"
+        f"{words} from {getattr(asked, name)} to {getattr(found.wish, name)}"
         for name, words in _WORDS.items()
-        if getattr(wish, name) != getattr(found.wish, name)
+        if getattr(asked, name) != getattr(found.wish, name)
     )
     return replace(found, fits=True, reductions=reductions)
 
@@ -144,6 +148,7 @@ _WORDS = {
     "context_tokens": "the context (--max-total-tokens)",
     "num_requests": "the requests at once (--max-concurrent-requests)",
     "max_step_tokens": "the tokens of a step (--max-step-tokens)",
+    "num_slots": "the slots (--num-slots)",
 }
 _STEPS: tuple[Callable[[Wish, Fit], Wish | None], ...] = (
     _shorter(SHORT_CONTEXT),

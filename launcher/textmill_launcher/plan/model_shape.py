@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from textmill_launcher.errors import ModelFilesError
+from textmill_launcher.errors import LaunchError, ModelFilesError
+from textmill_launcher.exit_codes import ExitCode
 
 # Names of one size in the configs of different families, the usual name first. Behind an encoder only the decoder keeps
 # keys and values, so the names of a decoder's sizes come before those of the whole model, which may be the encoder's.
@@ -49,15 +50,37 @@ class ModelShape:
         return self.kv_elements_per_token * heads_of_rank // self.num_kv_heads
 
     def working_num_shards(self, most: int = 64) -> tuple[int, ...]:
-        """Return the numbers of shards among which the heads can be divided."""
+        """Return the numbers of shards among which the model can be divided."""
         if self.has_encoder or self.state_elements_per_slot != 0 or not self.num_heads:
             return (1,)
+        return tuple(size for size in range(1, min(most, self.num_heads) + 1) if self._divides_heads(size))
+
+    def check_heads(self, num_shard: int) -> None:
+        """Raises CannotDivide where the heads cannot be shared out, which no shard could load."""
+        if self.num_heads and not self._divides_heads(num_shard):
+            working = ", ".join(map(str, self.working_num_shards()))
+            raise CannotDivide(
+                f"{self.num_heads} attention heads with {self.num_kv_heads} key/value heads cannot be divided among "
+                f"{num_shard} shards; --num-shard can be {working}"
+            )
+
+    def check_division(self, num_shard: int) -> None:
+        """Raises CannotDivide for a number of shards that is not among `working_num_shards`."""
+        self.check_heads(num_shard)
+        if num_shard not in self.working_num_shards():
+            raise CannotDivide(
+                f"models of type {self.model_type} cannot be divided among {num_shard} shards; use --num-shard 1"
+            )
+
+    def _divides_heads(self, num_shard: int) -> bool:
         kv = self.num_kv_heads
-        return tuple(
-            size
-            for size in range(1, min(most, self.num_heads) + 1)
-            if self.num_heads % size == 0 and (kv % size == 0 or size % kv == 0)
-        )
+        return self.num_heads % num_shard == 0 and (kv % num_shard == 0 or num_shard % kv == 0)
+
+
+class CannotDivide(LaunchError):
+    """The model cannot be divided among so many shards."""
+
+    exit_code = ExitCode.UNSUPPORTED_MODEL
 
 
 class WrongConfigValue(ModelFilesError):

@@ -1,7 +1,7 @@
 """The plan of a model's memory, made from the settings, and how the plan is shown."""
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from textmill_launcher.errors import SettingsError
 from textmill_launcher.plan import machine
 from textmill_launcher.plan.estimate import RankNeeds, estimate
 from textmill_launcher.plan.fit import (
+    DEFAULT_CONCURRENT_REQUESTS,
     DEFAULT_FRACTIONS,
     DEFAULT_SLOTS,
     DEFAULT_STEP_TOKENS,
@@ -40,17 +41,29 @@ class Plan:
     working_num_shards: tuple[int, ...]
     fitting_num_shards: tuple[int, ...]  # with which the whole wish fits
     num_nodes: int = 1  # between which the shards are divided
+    num_replicas: int = 1  # which share the memory of a CPU
     is_demo: bool = False  # no --model-id was given
     limits_context: bool = False  # the context was asked for or reduced
-    adapter_flags: tuple[str, ...] = ()  # as they were given
-    given: tuple[str, ...] = ()  # flags of the memory that were given, which the start needs too
+    max_prefill_tokens: int | None = None  # of a step, where it was given
+    given: tuple[str, ...] = ()  # further flags that were given, which the start needs too
 
 
 def make_plan(
-    settings: Settings, facts: ModelFacts, *, num_shard: int, concurrency: int = 1, device_memory: int | None = None
+    settings: Settings,
+    facts: ModelFacts,
+    *,
+    num_shard: int,
+    concurrency: int = 1,
+    device_memory: int | None = None,
+    given: Sequence[str] = (),
 ) -> Plan:
-    """Return the plan for the settings. Raises `SettingsError` where the memory of the device is not known."""
+    """Return the plan for the settings. `given` are words that the command line of the start takes as they are.
+
+    Raises `CannotDivide` for a number of shards that the model cannot have, and `SettingsError` where the memory of the
+    device is not known.
+    """
     shape = read_shape(facts.config)
+    shape.check_division(num_shard)
     device = _device(settings)
     dtype = _dtype(settings, shape, device)
     fraction = settings.memory_fraction or DEFAULT_FRACTIONS[device]
@@ -64,7 +77,7 @@ def make_plan(
         context_tokens=settings.max_total_tokens or min(shape.max_model_tokens or USUAL_CONTEXT, USUAL_CONTEXT),
         num_requests=concurrency,
         max_step_tokens=step_tokens,
-        num_slots=settings.num_slots or DEFAULT_SLOTS,
+        num_slots=settings.num_slots or max(DEFAULT_SLOTS, min(concurrency, step_tokens)),
     )
 
     def needs_for(num_ranks: int) -> Callable[[Wish], RankNeeds]:
@@ -82,8 +95,8 @@ def make_plan(
         )
 
     def fit_with(num_ranks: int) -> Fit:
-        # Ranks on one CPU share its memory; each node has its part of the ranks.
-        num_sharing = -(-num_ranks // settings.num_nodes) if device == "cpu" else 1
+        # Ranks on one CPU share its memory; each node has its part of the ranks, and each replica ranks of its own.
+        num_sharing = -(-num_ranks // settings.num_nodes) * settings.num_replicas if device == "cpu" else 1
         budget_bytes = int(memory_bytes * fraction) // num_sharing
         return fit(
             wish,
@@ -110,10 +123,11 @@ def make_plan(
         working_num_shards=working,
         fitting_num_shards=fitting,
         num_nodes=settings.num_nodes,
+        num_replicas=settings.num_replicas,
         is_demo=settings.model_id is None,
         limits_context=settings.max_total_tokens is not None or found.wish.context_tokens < wish.context_tokens,
-        adapter_flags=_adapter_flags(settings),
-        given=_given_memory(settings),
+        max_prefill_tokens=settings.max_batch_prefill_tokens,
+        given=tuple(given),
     )
 
 
@@ -121,22 +135,6 @@ def _adapter_bytes(settings: Settings) -> int | None:
     """Return the bytes that a shard sets aside for adapters, or None where the shard takes its share."""
     asks = bool(settings.lora_adapters) or settings.lora_runtime_updates
     return settings.lora_memory_bytes if asks else settings.lora_memory_bytes or 0
-
-
-def _adapter_flags(settings: Settings) -> tuple[str, ...]:
-    flags = ["--lora-adapters", ",".join(settings.lora_adapters)] if settings.lora_adapters else []
-    if settings.lora_memory_bytes is not None:
-        flags += ["--lora-memory-bytes", str(settings.lora_memory_bytes)]
-    return (*flags, *(["--lora-runtime-updates"] if settings.lora_runtime_updates else []))
-
-
-def _given_memory(settings: Settings) -> tuple[str, ...]:
-    values = {
-        "--memory-fraction": settings.memory_fraction,
-        "--kv-cache-bytes": settings.kv_cache_bytes,
-        "--kv-cache-dtype": settings.kv_cache_dtype,
-    }
-    return tuple(word for flag, value in values.items() if value is not None for word in (flag, str(value)))
 
 
 def _kv_element_bytes(settings: Settings) -> int | None:
@@ -179,9 +177,13 @@ def suggested_flags(plan: Plan) -> list[str]:
         flags += ["--max-total-tokens", str(wish.context_tokens)]
     if wish.max_step_tokens != DEFAULT_STEP_TOKENS:
         flags += ["--max-step-tokens", str(wish.max_step_tokens)]
+    if plan.max_prefill_tokens is not None:
+        flags += ["--max-batch-prefill-tokens", str(min(plan.max_prefill_tokens, wish.max_step_tokens))]
     if wish.num_slots != DEFAULT_SLOTS:
         flags += ["--num-slots", str(wish.num_slots)]
-    return [*flags, *plan.given, *plan.adapter_flags]
+    if wish.num_requests > DEFAULT_CONCURRENT_REQUESTS and "--max-concurrent-requests" not in plan.given:
+        flags += ["--max-concurrent-requests", str(wish.num_requests)]
+    return [*flags, *plan.given]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -198,6 +200,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     shape, found = plan.shape, plan.fit
     needs, wish = found.needs, found.wish
     shards = f"{plan.num_shard} shard" + ("s" if plan.num_shard > 1 else "")
+    if plan.num_replicas > 1:
+        shards += f" in each of {plan.num_replicas} replicas"
     yield f"{plan.model}: {shape.model_type}, {plan.dtype} on {plan.device}, {shards}"
     yield ""
     rough = " (roughly)" if needs.is_step_rough else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from textmill_launcher.errors import ModelFilesError, UnsupportedTask
 from textmill_launcher.model_files import SourceKind, locate_model
+from textmill_launcher.plan.model_shape import read_shape
 from textmill_launcher.plan.tensor_headers import TensorHeader, read_local_headers
 from textmill_launcher.settings import Settings
 from textmill_launcher.task_choice import choose_task
@@ -48,6 +49,15 @@ def read_folder(folder: Path, name: str) -> ModelFacts:
     if not isinstance(config, dict):
         raise ModelFilesError(f"{folder / 'config.json'} holds no object")
     return ModelFacts(name, config, read_local_headers(folder))
+
+
+def check_heads(folder: Path, num_shard: int) -> None:
+    """Raises `CannotDivide` where config.json tells that no shard could load the model. Shards judge all the rest."""
+    try:
+        shape = read_shape(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (ModelFilesError, OSError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError):
+        return
+    shape.check_heads(num_shard)
 
 
 def _converted(gguf_file: Path, cache: Path) -> Path:

@@ -89,6 +89,8 @@ def test_printed_settings_tell_where_each_value_is_from(file: Path) -> None:
         "max_best_of = 4  # MAX_BEST_OF",
         f"max_n = 3  # max-n in {file}",
         "# max_top_n_tokens = 5  # default",
+        '# pooling = "auto"  # default',
+        "# prefix_caching = true  # default",
         'hostname = "0.0.0.0"  # default',
         "# max_input_tokens: the router decides",
         "# api_key = ***  # API_KEY",

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from textmill_launcher.load_watch import IDLE_LOAD_S, LOOK_INTERVAL_S, LoadJudge, cpu_seconds
+from textmill_launcher.load_watch import IDLE_LOAD_S, LOOK_INTERVAL_S, LoadJudge, cpu_seconds, wanted_seconds
 
 LIMIT_S = 20.0
 
@@ -32,6 +32,27 @@ def test_a_group_that_only_answers_health_is_hung() -> None:
     found = verdicts((0.01, False), num_looks=num_looks + 1)
     assert not any(found[:num_looks])
     assert "without computing or reading" in str(found[-1])
+
+
+def test_a_group_that_waits_for_a_processor_of_a_crowded_machine_is_not_hung() -> None:
+    def last_verdict(wanted_share: float) -> str | None:
+        judge, found = LoadJudge(0.0, 0.0), None
+        for look in range(1, 100):
+            now_s = look * LOOK_INTERVAL_S
+            found = judge.judge(now_s, cpu_s=0.0, waits_for_disk=False, wanted_s={7: wanted_share * now_s, 8: 0.0})
+        return found
+
+    assert last_verdict(0.95) is None
+    assert "without computing or reading" in str(last_verdict(0.5))
+
+
+def test_wanted_time_is_that_of_a_thread_that_computes_or_waits() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        end_s = time.monotonic() + LIMIT_S
+        while max(wanted_seconds(busy.pid).values(), default=0.0) < 0.1:
+            assert time.monotonic() < end_s
+        busy.kill()
+    assert wanted_seconds(busy.pid) == {}
 
 
 def test_a_machine_that_slept_makes_no_group_hung() -> None:

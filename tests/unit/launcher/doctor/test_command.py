@@ -119,6 +119,14 @@ def test_fault_of_the_model_is_a_failure_with_its_exit_code(
     assert "memory of the model" not in found
 
 
+def test_number_of_shards_that_the_heads_exclude_is_a_failure(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model", hidden=36, heads=9, kv_heads=3)
+    code, found = doctor(tmp_path, "--model-id", str(model), "--device", "cpu", "--num-shard", "2")
+    assert code == ExitCode.UNSUPPORTED_MODEL
+    assert "9 attention heads with 3 key/value heads cannot be divided" in found["memory of the model"]["found"]
+    assert found["memory of the model"]["to_do"] == "--num-shard can be 1, 3, 9"
+
+
 def test_size_that_is_a_text_is_a_failure(tmp_path: Path, model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "hidden_size": "64"}))

@@ -85,6 +85,40 @@ def test_command_line_keeps_the_flags_of_the_memory(folder: Path) -> None:
     assert (settings.kv_cache_bytes, settings.memory_fraction) == (3_000_000, 0.3)
 
 
+def test_command_line_keeps_all_flags_that_were_given(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("max_best_of = 3\n")
+    given = ("--num-replicas", "2", "--block-size", "8", "--max-input-tokens", "90", "--served-model-name", "a,b")
+    given += ("--no-graphs", "--max-batch-prefill-tokens", "700", "--config", str(tmp_path / "config.toml"))
+    shown = as_json("--model-id", str(folder), *given, "--api-key", "secret")
+    assert "secret" not in json.dumps(shown)
+    settings = load_settings(shown["suggested_flags"], {"HOME": "/h"})
+    assert (settings.num_replicas, settings.block_size, settings.max_input_tokens) == (2, 8, 90)
+    assert (settings.served_model_name, settings.no_graphs, settings.max_best_of) == (("a", "b"), True, 3)
+    assert (settings.max_batch_prefill_tokens, settings.max_step_tokens) == (700, 956)  # and room for 256 decodes
+
+
+def test_command_line_has_room_for_all_requests_at_once(folder: Path) -> None:
+    shown = as_json("--model-id", str(folder), "--concurrency", "300", "--max-total-tokens", "16")
+    settings = load_settings(shown["suggested_flags"], {"HOME": "/h"})
+    assert (settings.num_slots, settings.max_concurrent_requests) == (300, 300)
+    assert shown["fit"]["reductions"] == []
+
+
+def test_replicas_share_the_memory_of_a_cpu_and_each_has_a_gpu(folder: Path) -> None:
+    memory = ("--model-id", str(folder), "--device-memory", "1GiB")
+    for device, share in (("cpu", 2), ("cuda", 1)):
+        one = as_json(*memory, "--device", device)["fit"]["budget_bytes"]
+        assert as_json(*memory, "--device", device, "--num-replicas", "2")["fit"]["budget_bytes"] == one // share
+
+
+def test_number_of_shards_that_no_shard_can_load_is_refused(folder: Path) -> None:
+    done = plan("--model-id", str(folder), "--num-shard", "3")
+    assert done.returncode == ExitCode.UNSUPPORTED_MODEL
+    assert "4 attention heads with 2 key/value heads cannot be divided among 3 shards; --num-shard can be 1, 2, 4" in (
+        done.stderr
+    )
+
+
 def test_keys_and_values_of_8_bits_take_a_quarter_of_fp32_and_the_command_line_keeps_them(folder: Path) -> None:
     plain = as_json("--model-id", str(folder))
     shown = as_json("--model-id", str(folder), "--kv-cache-dtype", "fp8_e4m3fn")

@@ -84,6 +84,21 @@ def test_slots_bound_the_requests_at_once(slots: int, at_once: int) -> None:
     assert fit(wish, needs_of, budget_bytes=1_000_000, max_model_tokens=0).num_at_once == at_once
 
 
+def test_requests_beyond_the_slots_take_nothing_of_the_context() -> None:
+    found = fitted(1_000_000, context=4096, requests=100)
+    assert found.fits
+    assert found.reductions == ("the requests at once (--max-concurrent-requests) from 100 to 64",)
+
+
+def test_slots_that_a_smaller_step_takes_away_are_told() -> None:
+    wish = Wish(context_tokens=16, num_requests=1, max_step_tokens=1024, num_slots=1024)
+    found = fit(wish, needs_of, budget_bytes=WEIGHTS + 512 * STEP_PER_TOKEN + 1_000, max_model_tokens=0)
+    assert found.reductions == (
+        "the tokens of a step (--max-step-tokens) from 1024 to 512",
+        "the slots (--num-slots) from 1024 to 512",
+    )
+
+
 @pytest.mark.parametrize(
     ("kv_cache_bytes", "asked", "adapter_bytes", "kv_bytes"),
     [

@@ -8,6 +8,8 @@ and nothing is read twice, so that a measured time is judged against a floor.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from textmill_shard.triton_kernels.tiles import attention_tile, num_splits
+
 BYTES_PER_S = 4.3e12  # memory of an H200, as measured by copies
 OPERATIONS_PER_S = 780e12  # dense products in bfloat16, as measured by large products
 ITEM_BYTES, SCORE_BYTES = 2, 4
@@ -15,6 +17,7 @@ KEY_BYTES = 8  # of a candidate
 ADAPTER_RANK = 16
 CANDIDATES = 1024  # of a row that draws without a top-k
 PART_IDS = 4096  # of a program of `scan_parts`
+MULTIPROCESSORS = 132  # of an H200
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,8 @@ def extra_costs(shape: Shape, step: Step) -> list[Cost]:
             shape.layers * 2 * ADAPTER_RANK * sum(read) * step.tokens,
         )
 
+    parts = _num_parts(shape, step)
+    part_bytes = 0 if parts == 1 else step.tokens * shape.heads * parts * (shape.head_dim + 2) * SCORE_BYTES
     scores = step.sequences * shape.vocabulary
     keys = step.sequences * -(-shape.vocabulary // PART_IDS) * CANDIDATES
     return [
@@ -136,6 +141,13 @@ def extra_costs(shape: Shape, step: Step) -> list[Cost]:
             attention.launches,
             attention.num_bytes - saved,
             attention.operations,
+        ),
+        # Each part has its values, its highest score and its sum, which are written and read.
+        Cost(
+            "`merge_splits`, where contexts are split because rows are few",
+            shape.layers,
+            shape.layers * 2 * part_bytes,
+            shape.layers * part_bytes // SCORE_BYTES * 2,
         ),
         low_rank("shrink", [inputs for inputs, _ in widths], written=0),
         low_rank("expand", [outputs for _, outputs in widths], written=1),
@@ -147,6 +159,20 @@ def extra_costs(shape: Shape, step: Step) -> list[Cost]:
             scores * (4 + 2 * 32),  # a comparison and a sum for each bit of a score
         ),
     ]
+
+
+def _num_parts(shape: Shape, step: Step) -> int:
+    """Return into how many parts attention splits each context of the step."""
+    group = shape.heads // shape.kv_heads
+    tile = attention_tile(
+        itemsize=ITEM_BYTES,
+        group=group,
+        key_dim=shape.head_dim,
+        value_dim=shape.head_dim,
+        max_query_len=step.tokens_each,
+    )
+    num_tiles = min(step.tokens, step.tokens // tile.num_queries(group) + step.sequences + 1)
+    return num_splits(num_tiles=num_tiles, num_kv_heads=shape.kv_heads, num_multiprocessors=MULTIPROCESSORS)
 
 
 def lines() -> Iterator[str]:

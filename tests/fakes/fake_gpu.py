@@ -17,6 +17,7 @@ from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.part_candidates import best_of_parts
+from textmill_shard.triton_kernels.tiles import num_splits
 from textmill_shard.triton_kernels.variants import SCAN_IDS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -24,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 GPU = torch.device("cuda:0")
+H100_MULTIPROCESSORS = 132
 # Operations of torch that launch nothing.
 _VIEWS = frozenset(
     {
@@ -277,7 +279,7 @@ class _Mover:
 
 
 class ShapeKernels:
-    """Implements `DeviceKernels` by shapes alone, and counts as launches what the real kernels launch."""
+    """Implements `DeviceKernels` by shapes alone, and counts as launches what the real kernels launch on an H100."""
 
     def __init__(self, gpu: FakeGpu) -> None:
         self._counts = gpu.counts
@@ -302,7 +304,7 @@ class ShapeKernels:
         given = () if tables is None else (tables.cosines_TP, tables.sines_TP)
         given += () if scales is None else (scales.keys_K, scales.values_K)
         self._launch("write_kv", query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T, *given)
-        return query_THD if tables is None else torch.empty_like(query_THD)
+        return query_THD if tables is None else query_THD.new_empty(query_THD.shape)
 
     def attention(
         self,
@@ -320,6 +322,13 @@ class ShapeKernels:
             *(indices.query_starts, indices.context_lens_R, indices.block_tables_RB),
             *(() if scales is None else (scales.keys_K, scales.values_K)),
         )
+        num_parts = num_splits(
+            num_tiles=min(len(tiles.sequences), len(query_THD)),
+            num_kv_heads=value_pool.shape[2],
+            num_multiprocessors=H100_MULTIPROCESSORS,
+        )
+        if num_parts > 1:
+            self._launch("merge_splits", query_THD)
         return query_THD.new_empty(*query_THD.shape[:2], value_pool.shape[3])
 
     def rms_norm(self, x: torch.Tensor, factor_I: torch.Tensor, epsilon: float) -> torch.Tensor:

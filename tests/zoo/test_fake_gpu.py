@@ -316,8 +316,9 @@ def test_a_kernel_that_gets_a_tensor_of_the_cpu_fails() -> None:
 
 NUM_LAYERS = 32
 # What a layer of a llama launches in a decode step: four products of matrices (q, k and v; out; gate and up; down); the
-# write of keys and values, and attention; the gate; two sums with the residual, each with the norm behind the sum.
-LAYER = 4 + 2 + 1 + 2
+# write of keys and values, attention, and the merge of the parts into which the contexts of few rows are split; the
+# gate; two sums with the residual, each with the norm behind the sum.
+LAYER = 4 + 3 + 1 + 2
 # Around the layers: embedding, first and last norm, head and its rows; the tables of cosines and sines; the map of the
 # tiles of attention; the two parts of the scan of the scores; the mark of rows that are not finite; the ids of the
 # step before, which are read and replaced.
@@ -381,5 +382,5 @@ def test_launches_and_copies_of_a_decode_step_of_32_layers(
     counts = run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS)[-1]
     assert counts["copy to the GPU"] == 1
     assert counts["copy to the host"] == 0
-    assert counts["paged_attention"] == counts["write_kv"] == NUM_LAYERS
+    assert counts["paged_attention"] == counts["merge_splits"] == counts["write_kv"] == NUM_LAYERS
     assert counts.total() - counts["copy to the GPU"] == NUM_LAYERS * LAYER + AROUND, counts

@@ -533,6 +533,12 @@ def _attention_rows() -> Sequence[Variant]:
         rows.append(_attention(case, is_sample=key_dim == 128))
     rows.append(_attention(AttentionCase("bf16", 4, 128, 128, True, SCORES, is_split=True)))
     rows.append(_attention(AttentionCase("fp32", 4, 128, 128, True, is_split=True), why_spills=_ONE_REGISTER))
+    # Few tokens of a prompt, alone or beside a few decode rows, leave multiprocessors idle as well.
+    for key_dim, value_dim in _WIDTHS:
+        rows.append(_attention(AttentionCase("bf16", 4, key_dim, value_dim, False, is_split=True)))
+    for scores in (SCORES, *SPAN_SCORES):
+        rows.append(_attention(AttentionCase("bf16", 4, 128, 128, False, scores, is_split=True)))
+    rows.append(_attention(AttentionCase("fp32", 4, 128, 128, False, is_split=True)))
     for stored, is_decode in product(_STORED, (True, False)):
         case = AttentionCase("bf16", 4, 128, 128, is_decode, stored=stored)
         rows.append(_attention(case, is_sample=stored == "fp8e4nv" and is_decode))
@@ -541,9 +547,10 @@ def _attention_rows() -> Sequence[Variant]:
     rows += [_attention(AttentionCase("bf16", 4, 128, 128, decode, SCORES, stored="fp8e4nv")) for decode in _BOTH]
     rows.append(_attention(AttentionCase("fp16", 4, 128, 128, True, stored="fp8e4nv")))
     rows += [_attention(AttentionCase("fp32", 4, 128, 128, decode, stored="fp8e4nv")) for decode in _BOTH]
-    for stored in _STORED:
-        case = AttentionCase("bf16", 4, 128, 128, True, is_split=True, stored=stored)
-        rows.append(_attention(case, why_spills=_ONE_REGISTER if stored == "fp8e4nv" else None))
+    for stored, is_decode in product(_STORED, _BOTH):
+        case = AttentionCase("bf16", 4, 128, 128, is_decode, is_split=True, stored=stored)
+        spills = stored == "fp8e4nv" and is_decode
+        rows.append(_attention(case, why_spills=_ONE_REGISTER if spills else None))
     return rows
 
 

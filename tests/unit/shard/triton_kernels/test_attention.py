@@ -3,10 +3,15 @@
 The tiles are those of the row, and the numbers are fp32: other numbers than fp32 the interpreter multiplies wrongly.
 """
 
+from itertools import product
+
 import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
-from textmill_shard.triton_kernels.tiles import attention_tile
+from textmill_shard.model.kv_scales import KvScales, store
+from textmill_shard.triton_kernels.interface import PagedIndices
+from textmill_shard.triton_kernels.tile_map import map_tiles
+from textmill_shard.triton_kernels.tiles import attention_tile, num_splits
 from textmill_shard.triton_kernels.variants import SCORES, SPAN_SCORES, VARIANTS, AttentionCase, MergeCase, Variant
 
 from tests.fakes.kernel_cases import (
@@ -16,6 +21,7 @@ from tests.fakes.kernel_cases import (
     STORED_TYPES,
     Shape,
     error_of,
+    interpreted_kernels,
     rule_of,
     run_attention,
 )
@@ -31,12 +37,16 @@ def test_each_variant_of_the_table_agrees_with_the_reference(variant: Variant) -
     case = variant.case
     assert isinstance(case, AttentionCase)
     shape = Shape(case.group, case.key_dim, case.value_dim, num_kv_heads=1)
+    pieces, num_multiprocessors = (DECODES, 8) if case.is_decode else (MIXED, 22)
+    num_tokens = sum(piece.count for piece in pieces)
+    num_tiles = min(num_tokens, num_tokens // case.tile.num_queries(case.group) + len(pieces) + 1)
+    assert num_splits(num_tiles=num_tiles, num_kv_heads=1, num_multiprocessors=num_multiprocessors) >= 2
     both = run_attention(
         shape,
         case.tile,
         rule_of(case.scores, shape),
-        pieces=DECODES if case.is_decode else MIXED,
-        num_multiprocessors=8 if case.is_split else 1,  # 8 make two splits of each context
+        pieces=pieces,
+        num_multiprocessors=num_multiprocessors if case.is_split else 1,
         stored=None if case.stored is None else STORED_TYPES[case.stored],
     )
     assert error_of(both) < TOLERANCE
@@ -56,6 +66,17 @@ def test_each_head_has_a_scale_of_its_own(stored: torch.dtype) -> None:
 def test_the_table_has_each_option_alone_and_all_together() -> None:
     found = {variant.case.scores for variant in ROWS if isinstance(variant.case, AttentionCase)}
     assert found == {(), *((score,) for score in SCORES), SCORES, *SPAN_SCORES}
+
+
+def test_the_table_has_decodes_and_chunks_whole_and_split() -> None:
+    """Whether contexts are split depends on the number of programs, and not on the kind of the step."""
+    cases = [variant.case for variant in ROWS if isinstance(variant.case, AttentionCase)]
+    both = (True, False)
+    for stored in (None, "fp8e4nv", "fp8e5"):
+        found = {(case.is_decode, case.is_split) for case in cases if case.stored == stored}
+        assert found == set(product(both, both))
+    for scores in (SCORES, *SPAN_SCORES):
+        assert {case.is_split for case in cases if case.scores == scores and not case.is_decode} == set(both)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -119,3 +140,26 @@ def test_splits_of_the_table_are_powers_of_two() -> None:
     splits = [variant.case.splits for variant in VARIANTS if isinstance(variant.case, MergeCase)]
     assert splits
     assert all(number & (number - 1) == 0 for number in splits)
+
+
+def test_places_beyond_two_to_the_31_elements_are_read() -> None:
+    """Pools of a large GPU have more elements than 32 bits count. What no test touches takes no memory."""
+    block_size, dim = 16, 16
+    num_blocks = 2**31 // (block_size * dim) + 2
+    small = [store(torch.randn(2, block_size, 1, dim), torch.ones(1), torch.float8_e5m2) for _ in range(2)]
+    large = [torch.empty(num_blocks, block_size, 1, dim, dtype=torch.float8_e5m2) for _ in range(2)]
+    for pool, blocks in zip(large, small, strict=True):
+        pool[-2:].view(torch.uint8).copy_(blocks.view(torch.uint8))
+    query_THD = torch.randn(1, 1, dim)
+    starts, lens = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([21], dtype=torch.int32)
+    tile = attention_tile(itemsize=4, group=1, key_dim=dim, value_dim=dim, max_query_len=1)
+    tiles = map_tiles(starts, tile, group=1, num_tokens=1)
+    scales, rule = KvScales(torch.ones(1), torch.ones(1)), AttentionRule(scaling=1.0)
+    found, expected = (
+        interpreted_kernels().attention(
+            query_THD, *pools, PagedIndices(starts, lens, torch.tensor([table], dtype=torch.int32)), tiles, rule, scales
+        )
+        for pools, table in ((large, [num_blocks - 1, num_blocks - 2]), (small, [1, 0]))
+    )
+    assert torch.equal(found, expected)
+    assert bool(found.abs().max() > 0)

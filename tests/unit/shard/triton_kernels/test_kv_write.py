@@ -112,3 +112,17 @@ def test_numbers_of_16_bits_are_rounded_once() -> None:
     tables = make_tables(8, is_interleaved=False)
     exact = turn(x_THD.double().float(), tables)
     assert torch.equal(turn(x_THD, tables), exact.bfloat16())
+
+
+def test_places_beyond_two_to_the_31_elements_are_written() -> None:
+    """Pools of a large GPU have more elements than 32 bits count. What no test touches takes no memory."""
+    dim = 16
+    num_blocks = 2**31 // (BLOCK_SIZE * dim) + 1
+    pools = [torch.empty(num_blocks, BLOCK_SIZE, 1, dim, dtype=torch.bfloat16) for _ in range(2)]
+    tail = [pool[-2:].zero_() for pool in pools]
+    key_TKD, value_TKE = (torch.randn(1, 1, dim).bfloat16().float() for _ in range(2))
+    places_T = torch.tensor([num_blocks * BLOCK_SIZE - 1])
+    interpreted_kernels().write_kv(key_TKD, key_TKD, value_TKE, *pools, places_T=places_T, tables=None)
+    for pool, row in zip(tail, (key_TKD, value_TKE), strict=True):
+        assert torch.equal(pool[-1, -1].float(), row[0])
+        assert int((pool != 0).sum()) == dim

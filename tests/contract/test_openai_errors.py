@@ -61,7 +61,7 @@ REFUSALS = [
     Refusal(
         openai.APIStatusError,
         413,
-        "the body must have at most 20 bytes (--payload-limit)",
+        "the body must have at most 20 bytes (--payload-limit",
         "invalid_request_error",
         "payload_too_large",
         settings={"payload_limit": 20},

@@ -63,7 +63,7 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[Struct]) -> Struct:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         value = _check_syntax(body)  # syntax comes before shape, wherever each fault stands
-        raise shape_error(str(error), value) from None
+        raise shape_error(str(error), value, wanted=decoder.type) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
 
@@ -105,8 +105,8 @@ async def read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"the body must have at most {max_bytes} bytes (--payload-limit); send a shorter prompt, or smaller images, "
-        "whose limit is --media-payload-limit"
+        f"the body must have at most {max_bytes} bytes (--payload-limit, for a model that takes files "
+        "--media-payload-limit); send less"
     )
 
 

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from textmill_router.errors import ValidationFailed
+from textmill_router.http.json_words import words_at
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"object missing required field `([^`]*)`")
@@ -17,14 +18,16 @@ _TOO_LARGE = {
     "number out of range": "must be a number in the range of 64-bit floats, found one beyond",
     "integer value out of range": "must be a whole number, found one with more than 4,300 digits",
 }
+_WRONG_WORD = "invalid enum value "
 MAX_SHOWN_KEY = 64  # characters of a client's key in an error
 
 
-def shape_error(text: str, value: Any, root: str = "") -> ValidationFailed:
+def shape_error(text: str, value: Any, root: str = "", *, wanted: Any = Any) -> ValidationFailed:
     """Return the error with the path in front, as in "`parameters.stop[0]`: expected `str`, got `int`".
 
     `text` is the message of `msgspec.ValidationError`. `value` is the value as it was decoded without a type, and
-    `root` the path of the value in the body.
+    `root` the path of the value in the body. `wanted` is the type of the value, which has the words of a field that
+    takes a few words alone.
     """
     match = _PATH.match(text)
     assert match is not None, text
@@ -38,6 +41,8 @@ def shape_error(text: str, value: Any, root: str = "") -> ValidationFailed:
         path = path.removesuffix(_ANY_KEY)
         wrong_keys = [key for key, entry in _object_at(value, path).items() if _is_blamed(entry, what)]
         path += f".{_short(wrong_keys[0])}" if wrong_keys else ""
+    if what.startswith(_WRONG_WORD) and (words := words_at(wanted, path)):
+        what = f"must be one of {', '.join(words)}, found {what.removeprefix(_WRONG_WORD)}"
     path = _joined(root, path)
     missing = _MISSING.fullmatch(what)
     if missing is not None:

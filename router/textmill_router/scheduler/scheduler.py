@@ -158,7 +158,8 @@ class Scheduler:
         The call is bounded by the predicted wait too, which `on_submit` does not look at, because a call's requests
         are let in together.
         """
-        self._queue.check_room(num_requests, num_requests)  # each request has at least one token
+        # Each request has at least one token.
+        self._queue.check_room(num_requests, num_requests, num_free_slots=self._num_free_slots)
         max_waiting_s = self._config.max_waiting_s
         if max_waiting_s is None:
             return
@@ -190,11 +191,15 @@ class Scheduler:
             raise DoesNotFit(f"prompt has {num_prompt} tokens, with max_new_tokens {num_total}: more than the KV pool")
         if self._epoch is not None and request.media and not self._epoch.media.can_ever_hold(request):
             raise DoesNotFit("the images take more bytes than the shard has set aside")
-        self._queue.check_room(num_prompt)
+        self._queue.check_room(num_prompt, num_free_slots=self._num_free_slots)
         if request.shares_prompt_of is not None:
             state.leader = self._requests.get(request.shares_prompt_of)
             assert state.leader is None or _has_same_places(request, state.leader.request), request.request_id
         self._enter(state)
+
+    @property
+    def _num_free_slots(self) -> int:
+        return 0 if self._epoch is None else self._epoch.slots.num_free
 
     def _enter(self, state: RequestState) -> None:
         """Put a request of this scheduler into the queue, in its caller's line."""
@@ -458,6 +463,7 @@ class Scheduler:
             return ()
         epoch.extend_short()
         late = admit_waiting(self._queue, epoch, self._suspects, self._paces, self._shares, now)
+        self._queue.note_plan()
         if late:
             self._late += [self._fail(state, FailureCode.LATE, LATE_MESSAGE) for state in late]
         return epoch.build_plans()

@@ -48,7 +48,8 @@ class WaitingQueue:
     the best priority, then the line whose caller has used least (`fair_shares.py`). With one line the order is that of
     the line.
 
-    The bounds count all waiting requests, but only new requests are refused. A request that alone is longer than
+    The bounds count all waiting requests but those that will have a free slot with the next plan. Only new requests are
+    refused. A request that alone is longer than
     `max_tokens` may enter an empty queue, because otherwise it could never enter.
     """
 
@@ -59,6 +60,7 @@ class WaitingQueue:
         self._num_requests = 0
         self._num_tokens = 0
         self._num_new_tokens = 0
+        self._num_unplanned = 0  # requests that came since the last plan
         self.num_with_media = 0  # waiting requests with images
 
     def __len__(self) -> int:
@@ -109,10 +111,15 @@ class WaitingQueue:
                 cursors.remove(cursor)
             yield state
 
-    def check_room(self, num_tokens: int, num_requests: int = 1) -> None:
-        """Raise `QueueFull` when new requests of so many prompt tokens together may not enter."""
-        if self._num_requests + num_requests > self._max_requests:
-            raise QueueFull(QueueBound.REQUESTS, found=self._num_requests, limit=self._max_requests)
+    def check_room(self, num_tokens: int, num_requests: int = 1, *, num_free_slots: int = 0) -> None:
+        """Raise `QueueFull` when new requests of so many prompt tokens together may not enter.
+
+        Of the requests that no plan has passed over yet, as many as there are free slots count as seated. A burst that
+        finds free slots is not refused for this reason.
+        """
+        num_waiting = self._num_requests - min(self._num_unplanned, self._num_requests, num_free_slots)
+        if num_waiting + num_requests > self._max_requests:
+            raise QueueFull(QueueBound.REQUESTS, found=num_waiting, limit=self._max_requests)
         if self._num_requests and self._num_tokens + num_tokens > self._max_tokens:
             raise QueueFull(QueueBound.TOKENS, found=self._num_tokens, limit=self._max_tokens)
 
@@ -132,6 +139,10 @@ class WaitingQueue:
                 total += min(_num_tokens_up_to(other, priority), share)
         return total
 
+    def note_plan(self) -> None:
+        """Note that all requests that are here have waited for a plan, which had no place for them."""
+        self._num_unplanned = 0
+
     @property
     def num_next_tokens(self) -> int:
         """Tokens of the request that waits first in its line and has fewest, 0 where none waits."""
@@ -145,6 +156,7 @@ class WaitingQueue:
         insort(line.requests, state, key=_order)
         line.num_tokens += state.num_tokens
         self._num_requests += 1
+        self._num_unplanned += 1
         self._num_tokens += state.num_tokens
         self._num_new_tokens += state.num_new_tokens
         self.num_with_media += bool(state.media_spans)

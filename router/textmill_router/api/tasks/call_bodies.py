@@ -154,7 +154,7 @@ def _converted(values: Mapping[str, list[str]]) -> TranscriptionFields:
     try:
         return msgspec.convert(known, TranscriptionFields, strict=False)
     except msgspec.ValidationError as error:
-        raise shape_error(str(error), known) from None
+        raise shape_error(str(error), known, wanted=TranscriptionFields) from None
 
 
 def _query_parameters(form: TaskForm, scope: Scope) -> object:
@@ -169,7 +169,7 @@ def _query_parameters(form: TaskForm, scope: Scope) -> object:
     try:
         return msgspec.convert(fields, form.parameters, strict=False)
     except msgspec.ValidationError as error:
-        raise shape_error(str(error), fields) from None
+        raise shape_error(str(error), fields, wanted=form.parameters) from None
 
 
 def _identity(scope: Scope, found: TaskBytes) -> str:

@@ -48,6 +48,20 @@ def test_remove_takes_the_one_that_is_meant():
     assert queue.num_tokens == 4
 
 
+def test_burst_that_finds_free_slots_is_let_in_until_a_plan_has_passed_it_over():
+    queue = WaitingQueue(max_requests=2, max_tokens=99)
+    for request_id in range(5):
+        queue.check_room(1, num_free_slots=3)
+        queue.push(make_state(request_id))
+    with pytest.raises(QueueFull, match="2 requests wait, at most 2 may"):
+        queue.check_room(1, num_free_slots=3)
+    for state in list(queue)[:3]:  # which got the free slots
+        queue.remove(state)
+    queue.note_plan()
+    with pytest.raises(QueueFull, match="2 requests wait, at most 2 may"):
+        queue.check_room(1, num_free_slots=3)  # as where the slots are free and the blocks are not
+
+
 def test_bounds_on_requests_and_tokens_name_the_numbers():
     queue = WaitingQueue(max_requests=2, max_tokens=10)
     queue.check_room(11)  # an empty queue takes a request that is longer than the bound

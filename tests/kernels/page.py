@@ -48,7 +48,8 @@ sm_80, and 227 KiB on sm_90 and sm_100. A GPU with `-` does not have the numbers
 KV_TYPES = """
 ## Keys and values of 8 bits
 
-`--kv-cache-dtype fp8_e4m3fn` or `fp8_e5m2` stores keys and values in 8 bits
+`--kv-cache-dtype fp8_e4m3fn` or `fp8_e5m2` stores keys and values in 8 bits, times a scale of each head: that of the
+checkpoint where there is one, or a measured one
 ([decision 38](decisions/0038-keys-and-values-in-8-bits-have-fixed-scales.md)). A stored number is off by at most 1/16
 of its size (`fp8_e4m3fn`, 3 bits behind the point), or 1/8 (`fp8_e5m2`, 2 bits). Rows of the tables that say `over`
 read or write such numbers. The interpreter does not round to 8 bits as a GPU does, so its test of the write compares

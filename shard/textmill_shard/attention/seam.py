@@ -80,6 +80,12 @@ def attach_layer(module: nn.Module, layer: PagedLayer) -> None:
     setattr(module, _LAYER_ATTRIBUTE, layer)
 
 
+def paged_layers(model: nn.Module) -> dict[str, int]:
+    """Return the number of each attention layer in the pool, by the path of its module."""
+    layers = ((path, getattr(module, _LAYER_ATTRIBUTE, None)) for path, module in model.named_modules())
+    return {path: layer.index for path, layer in layers if layer is not None}
+
+
 def set_text_attention(model: Any, name: str) -> None:
     """Let the text layers attend by an implementation of transformers' registry.
 

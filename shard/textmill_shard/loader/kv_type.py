@@ -1,17 +1,20 @@
-"""Lets a loaded model keep its keys and values in 8 bits, with scales that a trial text gives."""
+"""Lets a loaded model keep its keys and values in 8 bits, with scales of the checkpoint or of a trial text."""
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
 from textmill_shard.errors import BackendRefused
-from textmill_shard.model.kv_scales import KV_TYPES, measure_scales
+from textmill_shard.model.kv_scales import KV_TYPES, KvScales, is_cut, measure_scales
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
 log = logging.getLogger(__name__)
 
 TRIAL_TOKENS = 256
+NO_SCALES: Mapping[int, KvScales] = MappingProxyType({})
 LAYOUTS_WITH_POOLS = ("flat", "state")  # the others read and write the pool by the model's own attention code
 
 
@@ -32,10 +35,13 @@ def check_kv_type(kv_type: str, runner: ModelRunner) -> None:
 
 
 @torch.inference_mode()
-def use_kv_type(kv_type: str, runner: ModelRunner, *, trial_tokens: int = TRIAL_TOKENS) -> None:
+def use_kv_type(
+    kv_type: str, runner: ModelRunner, *, stored: Mapping[int, KvScales] = NO_SCALES, trial_tokens: int = TRIAL_TOKENS
+) -> None:
     """Let the runner keep keys and values in a type from now on; "auto" changes nothing. Every rank calls this.
 
-    The scales come from a text of `trial_tokens`, or of as many as the model allows. Raises BackendRefused.
+    Layers that have no scales in `stored`, by the number of the layer, get those of a text of `trial_tokens`, or of as
+    many as the model allows. Raises BackendRefused.
     """
     check_kv_type(kv_type, runner)
     if kv_type not in KV_TYPES:
@@ -46,13 +52,27 @@ def use_kv_type(kv_type: str, runner: ModelRunner, *, trial_tokens: int = TRIAL_
     assert pool is not None
     keys = [tensor.flatten(0, 1)[:num_tokens] for tensor in pool.keys]
     values = [tensor.flatten(0, 1)[:num_tokens] for tensor in pool.values]
-    scales = measure_scales(keys, values, KV_TYPES[kv_type])
+    measured = measure_scales(keys, values, KV_TYPES[kv_type])
+    scales = tuple(stored.get(index, of_layer) for index, of_layer in enumerate(measured))
+    num_cut = sum(is_cut(keys[index], values[index], scales[index], KV_TYPES[kv_type]) for index in stored)
+    if num_cut:
+        log.warning(
+            "scales of the checkpoint are too small for keys or values of a trial text, which are cut to the largest "
+            "number of the type",
+            extra={"layers": num_cut},
+        )
     runner.use_kv_type(KV_TYPES[kv_type], scales)
     after_V = _run_trial(runner, num_tokens)
     difference = float((after_V - before_V).abs().max() / before_V.abs().max().clamp(min=1e-6))
     log.info(
         "keys and values are kept in 8 bits",
-        extra={"kv_cache_dtype": kv_type, "logits_differ_by": round(difference, 4), "trial_tokens": num_tokens},
+        extra={
+            "kv_cache_dtype": kv_type,
+            "layers": len(scales),
+            "layers_scaled_by_checkpoint": len(stored),
+            "logits_differ_by": round(difference, 4),
+            "trial_tokens": num_tokens,
+        },
     )
 
 

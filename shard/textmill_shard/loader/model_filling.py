@@ -21,7 +21,8 @@ from textmill_shard.layouts.image_tower import leave_out, tower_parts
 from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.linears import find_linears
 from textmill_shard.loader.model_files import WeightFiles
-from textmill_shard.loader.stored_form import StoredForm, dequantising
+from textmill_shard.loader.stored_form import StoredForm, dequantising, without_form
+from textmill_shard.loader.stored_kv_scales import is_attention_scale, note_unneeded_scales
 from textmill_shard.loader.weight_reader import (
     cast_weights,
     check_left_over,
@@ -54,6 +55,7 @@ class ModelSource:
     class_options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the class
     family: ImageFamily | None = None  # of a model whose images are served
     text_only: bool = False
+    stores_keys: bool = False  # whether keys and values are stored, so that their scales are read once layers are known
     wants_tower: bool = True  # whether this rank encodes images; False: the weights of the tower are not read
 
 
@@ -82,6 +84,9 @@ class Filling:
 
 def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], None]) -> Filling:
     """Return the model with its weights on the device. Raises ModelFilesError."""
+    if not source.stores_keys:
+        scales = [name for name in source.files.file_of_tensor if is_attention_scale(name)]
+        note_unneeded_scales(scales, "no keys and values are stored")
     if source.form is StoredForm.DEQUANTISED:
         return _whole(_fill_by_transformers(source))
     matching = match_names(model, source.files)
@@ -134,7 +139,7 @@ def _fill_by_transformers(source: ModelSource) -> Any:
     with as_model_error(lambda said: ModelFilesError(f"{source.folder} cannot be read: {said}")):
         model, loading = source.auto_class.from_pretrained(
             source.folder,
-            config=dequantising(source.config) if is_dequantised else source.config,
+            config=dequantising(source.config) if is_dequantised else without_form(source.config),
             dtype=source.dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
@@ -148,7 +153,7 @@ def _fill_by_transformers(source: ModelSource) -> Any:
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelFilesError(f"{source.folder} lacks {len(missing)} tensors of the model, first {missing[0]}")
-    left_over = sorted(loading["unexpected_keys"])
+    left_over = sorted(name for name in loading["unexpected_keys"] if not is_attention_scale(name))
     if is_dequantised:
         left_over = [name for name in left_over if not name.endswith(_SCALES_OF_ACTIVATIONS)]
     must_fit = source.family is not None

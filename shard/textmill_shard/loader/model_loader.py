@@ -17,13 +17,14 @@ from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
 from textmill_shard.layouts.rope_tables import find_rope_border, fix_dynamic_tables, longest_dynamic_total
 from textmill_shard.loader.adapter_targets import find_targets
 from textmill_shard.loader.encoder_facts import find_encoder_facts, reads_with_encoder
-from textmill_shard.loader.kv_type import use_kv_type
+from textmill_shard.loader.kv_type import check_kv_type, use_kv_type
 from textmill_shard.loader.layout_choice import Choice, choose_layout
 from textmill_shard.loader.load_options import LoadOptions, OnProgress
 from textmill_shard.loader.model_config import auto_class_of, check_divisible, max_model_tokens, pick_dtype, read_config
 from textmill_shard.loader.model_files import find_tokenizer_digest, find_weight_files
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
 from textmill_shard.loader.stored_form import find_stored_form
+from textmill_shard.loader.stored_kv_scales import ScaleSource, read_kv_scales
 from textmill_shard.loader.token_ids import EndIds, check_padding_id, find_end_ids, warn_of_suppressed
 from textmill_shard.model.media import MediaFacts
 from textmill_shard.model.runner import ModelFacts, ModelRunner, RowScans
@@ -85,7 +86,15 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
     end_ids.log_others(runner.facts.vocab_size)
     warn_of_suppressed(source.folder)
     runner.facts = replace(runner.facts, can_project=can_project(runner, texts=choice.filled.texts))
-    use_kv_type(options.kv_cache_dtype, runner)
+    check_kv_type(options.kv_cache_dtype, runner)
+    stored = read_kv_scales(
+        choice.filled.model,
+        ScaleSource(source.folder, source.config, source.files, source.parallel),
+        runner.facts.kv_specs,
+        kv_type=options.kv_cache_dtype,
+        device=runner.device,
+    )
+    use_kv_type(options.kv_cache_dtype, runner, stored=stored)
     trim_heap()
     on_progress("warmup", 1.0)
     _log_loaded(choice, kernels, attention.name, load_s=time.monotonic() - started)
@@ -118,6 +127,7 @@ def _read(options: LoadOptions, parallel: TensorParallel) -> ModelSource:
         auto_class=auto_class_of(config, takes_images=family is not None),
         text_only=options.text_only,
         family=family,
+        stores_keys=True,
         wants_tower=parallel.rank == 0 and not options.text_only,
     )
 

@@ -40,6 +40,8 @@ def find_stored_form(config: Any, folder: Path, *, num_ranks: int) -> StoredForm
     method = method_of(said)
     if method is None:
         raise ModelFilesError(f"{path} has a quantization_config without the quant_method that says how to read it")
+    if _has_plain_weights(method, said):
+        return StoredForm.PLAIN
     if method not in DEQUANTISED_METHODS:
         raise UnsupportedModelError(
             f"models quantised by {method} cannot be served ({path}, quantization_config): serve the model that was "
@@ -48,6 +50,31 @@ def find_stored_form(config: Any, folder: Path, *, num_ranks: int) -> StoredForm
     if num_ranks > 1:
         raise UnsupportedModelError(f"models stored as {method} cannot be divided among shards yet; use --num-shard 1")
     return StoredForm.DEQUANTISED
+
+
+def _has_plain_weights(method: str, said: Mapping[str, Any]) -> bool:
+    """Whether a config tells of scales of keys and values alone, as llm-compressor writes for such a recipe."""
+    sparsity = said.get("sparsity_config") or {}
+    is_dense = isinstance(sparsity, Mapping) and sparsity.get("format", "dense") == "dense"
+    has_scheme = isinstance(said.get("kv_cache_scheme"), Mapping)
+    return method == "compressed-tensors" and has_scheme and is_dense and not said.get("config_groups")
+
+
+def kv_cache_scheme(config: Any) -> Mapping[str, Any] | None:
+    """Return what a `quantization_config` says of keys and values, as compressed-tensors writes it."""
+    said = _said_form(config)
+    scheme = said.get("kv_cache_scheme") if isinstance(said, Mapping) else None
+    return scheme if isinstance(scheme, Mapping) else None
+
+
+def without_form(config: Any) -> Any:
+    """Return a copy of the config that says nothing of a form, so that transformers reads plain weights as they are."""
+    plain = copy.deepcopy(config)
+    for each in (plain, plain.get_text_config()):
+        for field in _FIELDS:
+            if hasattr(each, field):
+                delattr(each, field)
+    return plain
 
 
 def method_of(said: Mapping[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.expert_stacks import Stack, find_stacks
 from textmill_shard.loader.model_files import WeightFiles
 from textmill_shard.loader.stored_form import check_plain
+from textmill_shard.loader.stored_kv_scales import is_attention_scale
 from textmill_shard.loader.tensor_files import open_tensors
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def _match(model: nn.Module, stored_of_name: Mapping[str, str]) -> Matching:
         if stored_of_name[tensor] not in used
         and not any(pattern.search(tensor) for pattern in ignored)
         and tensor not in temporary
+        and not is_attention_scale(tensor)  # read, or told, by stored_kv_scales
         and not tensor.endswith("rotary_emb.inv_freq")
     ]
     return Matching(tensor_of_name=tensor_of_name, missing=tuple(missing), unexpected=tuple(unexpected))

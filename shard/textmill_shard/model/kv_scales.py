@@ -1,6 +1,7 @@
 """Keys and values in 8 bits: the types, and the scale of each head, by which a stored number is multiplied.
 
-A scale is a power of two, so that it moves the exponent of a number and rounds nothing. A number in 8 bits keeps its
+A measured scale is a power of two, so that it moves the exponent of a number and rounds nothing; a checkpoint may bring
+other scales (`loader/stored_kv_scales.py`). A number in 8 bits keeps its
 relative error over many powers of two, so that a scale need not follow the numbers closely: `measure_scales` leaves
 room for numbers `ROOM` times as large as those of the trial text, and larger ones become the largest number there is.
 """
@@ -56,6 +57,13 @@ def measure_scales(
     return tuple(
         KvScales(_scales(key, largest), _scales(value, largest)) for key, value in zip(keys, values, strict=True)
     )
+
+
+def is_cut(key: torch.Tensor, value: torch.Tensor, scales: KvScales, dtype: torch.dtype) -> bool:
+    """Whether some of the numbers, `[..., K, D]`, are larger than the largest number of the type times its scale."""
+    largest = largest_number(dtype)
+    pairs = ((key, scales.keys_K), (value, scales.values_K))
+    return any(bool((numbers.float().abs() > largest * of_K.unsqueeze(-1)).any()) for numbers, of_K in pairs)
 
 
 def _scales(numbers: torch.Tensor, largest: float) -> torch.Tensor:

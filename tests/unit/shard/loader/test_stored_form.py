@@ -138,6 +138,26 @@ def test_blocks_of_fp4_are_those_of_transformers(tmp_path: Path) -> None:
     torch.testing.assert_close(ours[name], values.flatten(-2).transpose(1, 2), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("kv_type", ["auto", "fp8_e4m3fn"])
+def test_scales_of_keys_and_values_beside_scaled_weights_are_no_strangers(tmp_path: Path, kv_type: str) -> None:
+    def store(name: str, tensor: torch.Tensor) -> Tensors:
+        stored = in_blocks(32)(name, tensor)
+        stem = name.removesuffix("weight")
+        for kind in ("k", "v"):
+            if stem.endswith(f"{kind}_proj."):
+                stored[f"{stem}{kind}_scale"] = torch.tensor(0.03)
+        return stored
+
+    folder = make_tiny_llama(tmp_path / "llama")
+    rewrite(folder, store, {**FP8, "weight_block_size": [32, 32], "kv_cache_scheme": {"num_bits": 8, "type": "float"}})
+    options = LoadOptions(model_dir=folder, dtype="float32", kv_cache_dtype=kv_type)
+    runner = load_model(options, lambda phase, share: None)
+    runner.allocate_kv(1)
+    assert runner.kv_pool is not None
+    found = [scales.keys_K.tolist() for scales in runner.kv_pool.scales if scales is not None]
+    assert found == ([] if kv_type == "auto" else [pytest.approx([0.03, 0.03])] * 2)
+
+
 @pytest.mark.parametrize(
     ("store", "config", "words"),
     [

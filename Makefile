@@ -1,10 +1,11 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run demo-vision test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-gpu-packages test-clients test-playground test-deploy test-ray test-proxies test-demo-vision image-test bench clean
+.PHONY: help run demo-vision test test-fast drawn-calls other-tests test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-gpu-packages test-clients test-playground test-deploy test-ray test-proxies test-demo-vision image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
 # Processes of `make test` and `make test-fast`, which run whole files. Three keep two cores busy, because many tests wait.
+# The drawn calls have a process of their own beside these.
 JOBS ?= 3
 # Length and random seed of `make soak` and `make hostile`.
 SECONDS ?= 300
@@ -30,12 +31,17 @@ run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another po
 demo-vision: $(STAMP) ## Train a small model that names the colour and the shape in a picture, for some minutes
 	@$(BIN)/python -m bench.demo_vision
 
-test: test-fast ## Run all tests that need no GPU
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(SYSTEM_TESTS)
+test: $(STAMP) ## Run all tests that need no GPU
+	@$(MAKE) --no-print-directory --jobs 2 drawn-calls other-tests TESTS="$(FAST_TESTS) $(SYSTEM_TESTS)"
 
 test-fast: $(STAMP) ## Run the tests that start no launcher: unit, contract and zoo
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore $(DRAWN_CALLS) $(FAST_TESTS)
+	@$(MAKE) --no-print-directory --jobs 2 drawn-calls other-tests TESTS="$(FAST_TESTS)"
+
+drawn-calls:
 	@$(BIN)/python -m pytest --quiet $(DRAWN_CALLS)
+
+other-tests:
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -p no:schemathesis --ignore $(DRAWN_CALLS) $(TESTS)
 
 test-faults: $(STAMP) ## Kill and hang processes in every state, and replace instances under load; minutes
 	@$(BIN)/python -m pytest -m faults tests/integration

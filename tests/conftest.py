@@ -1,10 +1,11 @@
 """The fixtures that start the whole system once for all tests that use it."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ REAL_SERVER_FILES = frozenset(
     }
 )
 
+REAL_SERVER = "real server"  # the unit of work that these files make together
+SERVER_FOLDER = "tests/integration/"
+
 # These files take long, so that they are begun first. A long file that is begun last would keep one process busy while
 # the others have nothing to do.
 LONG_FILES = (
@@ -59,17 +63,19 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 class OneRealServer(LoadFileScheduling):
     """Gives the files of the real server to one process of `-n`, and each other file to the next free one.
 
-    Long files come first, then the files with the most tests.
+    Long files come first, then the other files that start servers, whose few tests take long, then the files with the
+    most tests.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "real server" if file in REAL_SERVER_FILES else file
+        return REAL_SERVER if file in REAL_SERVER_FILES else file
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        long_file = next((file for file in LONG_FILES if file in self.workqueue), None)
-        if long_file is not None:
-            self.workqueue.move_to_end(long_file, last=False)
+        of_servers = (scope for scope in self.workqueue if scope == REAL_SERVER or scope.startswith(SERVER_FOLDER))
+        first = next((file for file in LONG_FILES if file in self.workqueue), None) or next(of_servers, None)
+        if first is not None:
+            self.workqueue.move_to_end(first, last=False)
         super()._assign_work_unit(node)
 
 
@@ -77,6 +83,20 @@ class OneRealServer(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRealServer | None:
     """Choose the scheduler of `--dist loadfile`."""
     return OneRealServer(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import and collect without the collector of garbage, and keep what was made out of its later walks.
+
+    Modules and tests are millions of objects that live to the end.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,11 @@ COMPILE_LIMIT_S = 900
 JOBS_KEPT = 24  # compiled variants that are remembered together, so that little is lost when a run is cut off
 _CHILD = Path(__file__).with_name("compile_variant.py")
 _REPOSITORY = Path(__file__).parents[2]
+
+
+def memory_folder() -> Path:
+    """Return the folder in the user's cache in which runs remember what variants take."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "textmill" / "kernels"
 
 
 def compile_all(jobs: Sequence[Job], *, num_processes: int) -> list[Usage]:
@@ -47,9 +53,16 @@ def source_digest(job: Job) -> str:
     variant, target = VARIANTS[job[0]], job[1]
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{version('triton')} {target} {variant!r} {COMPILE_OPTIONS}".encode())
-    for source in (DEVICE_FOLDER / f"{KERNEL_FILES[variant.kernel]}.py", _CHILD):
+    for source in (*_kernel_sources(KERNEL_FILES[variant.kernel]), _CHILD):
         digest.update(source.read_bytes())
     return digest.hexdigest()
+
+
+def _kernel_sources(name: str) -> list[Path]:
+    """Return a file of kernels, and the other files of its folder whose functions the kernels call."""
+    file = DEVICE_FOLDER / f"{name}.py"
+    used = re.findall(r"^from textmill_shard\.triton_kernels\.device\.(\w+) import", file.read_text(), re.MULTILINE)
+    return [file, *(source for other in used for source in _kernel_sources(other))]
 
 
 def _compile_part(jobs: Sequence[Job], cache: str) -> list[Usage]:

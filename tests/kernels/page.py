@@ -15,7 +15,7 @@ from pathlib import Path
 
 from textmill_shard.triton_kernels.variants import TARGETS, VARIANTS
 
-from tests.kernels.compile_pool import compile_all, compile_remembered
+from tests.kernels.compile_pool import compile_all, compile_remembered, memory_folder
 from tests.kernels.compile_variant import Job, Usage
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
@@ -172,8 +172,7 @@ def main() -> int:
     if arguments.compile:
         return _compile(arguments.compile)
     check = arguments.check
-    memory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "textmill" / "kernels"
-    usages = compile_remembered(all_jobs(), num_processes=os.cpu_count() or 1, memory=memory)
+    usages = compile_remembered(all_jobs(), num_processes=os.cpu_count() or 1, memory=memory_folder())
     complaints = faults(usages, may_spill=not is_version_of_page())
     if is_version_of_page():
         complaints += stale_reasons(usages)

@@ -4,6 +4,7 @@
 """
 
 import re
+import shutil
 import tomllib
 from dataclasses import replace
 from itertools import groupby
@@ -13,7 +14,8 @@ import pytest
 from textmill_shard.triton_kernels import variants
 from textmill_shard.triton_kernels.variants import TARGETS, VARIANTS
 
-from tests.kernels.compile_pool import compile_all, source_digest
+from tests.kernels import compile_pool
+from tests.kernels.compile_pool import compile_all, compile_remembered, memory_folder, source_digest
 from tests.kernels.compile_variant import Usage
 from tests.kernels.page import (
     KERNELS,
@@ -30,11 +32,11 @@ REPOSITORY = Path(__file__).parents[2]
 SAMPLES = [number for number, variant in enumerate(VARIANTS) if variant.is_sample]
 
 
-@pytest.mark.slow  # compiles a dozen kernels for three targets: half a minute on two quiet cores
+@pytest.mark.slow  # compiles a dozen kernels for three targets, where their sources changed: half a minute of a core
 def test_sample_compiles_fits_and_is_on_the_page() -> None:
-    usages = compile_all(
-        [(number, target) for number in SAMPLES for target in VARIANTS[number].targets], num_processes=2
-    )
+    jobs = [(number, target) for number in SAMPLES for target in VARIANTS[number].targets]
+    # In one process, because a second one would import the compiler again, and other tests have the other core.
+    usages = compile_remembered(jobs, num_processes=1, memory=memory_folder())
     assert faults(usages, may_spill=not is_version_of_page()) == []
     if not is_version_of_page():
         return  # beside torch for CUDA, which brings a version of its own
@@ -93,6 +95,19 @@ def test_the_digest_changes_with_the_target_and_the_constants(monkeypatch: pytes
     monkeypatch.setattr("tests.kernels.compile_pool.VARIANTS", other)
     assert source_digest((0, 90)) != before
     assert variants.VARIANTS is VARIANTS
+
+
+def test_the_digest_covers_the_functions_of_other_files_that_a_kernel_calls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gate = next(number for number, variant in enumerate(VARIANTS) if variant.kernel == "gate_up")
+    before = source_digest((gate, 90))
+    folder = Path(shutil.copytree(compile_pool.DEVICE_FOLDER, tmp_path / "device"))
+    monkeypatch.setattr(compile_pool, "DEVICE_FOLDER", folder)
+    assert source_digest((gate, 90)) == before
+    with (folder / "attention.py").open("a") as file:
+        file.write("# its tanh has changed\n")
+    assert source_digest((gate, 90)) != before
 
 
 def test_the_page_and_the_extra_name_one_version() -> None:

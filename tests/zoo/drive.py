@@ -117,11 +117,11 @@ def load_zoo_model(model: ZooModel, *, native_cache_dir: Path | None, text_only:
     return load_model(options, lambda phase, share: None)
 
 
-def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
+def run_zoo_model(model: ZooModel, runner: ModelRunner, *, prompt_lengths: Sequence[int] = PROMPT_LENGTHS) -> ZooResult:
     """Run four requests, and compare every sampled row with transformers' uncached forward pass of the row's text."""
     runner.allocate_kv(NUM_BLOCKS)
     recorder = RecordingRunner(runner)
-    prompts = prompts_of_zoo()
+    prompts = prompts_of_zoo(prompt_lengths)
     shuffled = np.random.default_rng(6).permutation(NUM_BLOCKS)
     encoder_lengths = ENCODER_LENGTHS if runner.facts.decoder_prompt_ids else (0,) * len(prompts)
     admits = [
@@ -158,10 +158,10 @@ def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
     )
 
 
-def prompts_of_zoo() -> list[list[int]]:
+def prompts_of_zoo(lengths: Sequence[int] = PROMPT_LENGTHS) -> list[list[int]]:
     """Return the prompts, which are equal for every row of the zoo."""
     random = np.random.default_rng(5)
-    return [random.integers(0, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
+    return [random.integers(0, VOCAB_SIZE, length).tolist() for length in lengths]
 
 
 def budget_of(runner: ModelRunner) -> Budget:

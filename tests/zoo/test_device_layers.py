@@ -60,6 +60,10 @@ SWAPS = {
 }
 
 
+# For the interpreter, which takes a millisecond for each tile; the prompts have up to two chunks.
+FEW_TOKENS = (17, 5, 13, 7)
+
+
 def load(model: ZooModel, caplog: pytest.LogCaptureFixture) -> tuple[ModelRunner, str]:
     """Return the runner, and which swaps the only line of the log tells: a layout that does not fit has a warning."""
     with caplog.at_level(logging.INFO, "textmill_shard"):
@@ -90,7 +94,7 @@ def test_logits_by_the_kernels_in_the_interpreter(
     runner, swaps = load(model, caplog)
     assert "rotary_turn 2" in swaps
     assert "gate_up 4" in swaps
-    assert run_zoo_model(model, runner).difference <= entry.tolerance
+    assert run_zoo_model(model, runner, prompt_lengths=FEW_TOKENS).difference <= entry.tolerance
 
 
 @pytest.mark.parametrize("entry", IMAGE_ZOO, ids=lambda entry: entry.name)

@@ -170,6 +170,22 @@ def test_fields_of_the_call_win_over_the_search_of_the_checkpoint(router: Runnin
     assert router.shard.last_admit.sampling.no_repeat_ngram_size == 3
 
 
+def test_an_answer_that_nobody_bounds_ends_after_256_tokens(tmp_path: Path) -> None:
+    """256 is the `max_new_tokens` with which the pipelines of transformers begin."""
+    options = FakeShardOptions(decoder_prompt_ids=(257,), max_encoder_tokens=60, max_model_tokens=2000, num_blocks=200)
+    with RunningRouter(tmp_path, options, task="text2text-generation") as router, router.client() as client:
+
+        def longest(path: str = "/", **parameters: Any) -> int:
+            post(client, {"inputs": "hi", "parameters": parameters}, path)
+            return int(router.shard.last_admit.max_new_tokens)
+
+        assert longest() == longest("/pipeline/summarization") == 256
+        assert longest(forced_bos_token_id=77) == 255  # transformers counts the forced token as new
+        assert longest(min_new_tokens=300) == 300
+        assert longest(max_new_tokens=500) == 500
+        assert longest("/generate") > 1000  # as TGI
+
+
 def test_a_token_that_begins_the_answer_takes_room_of_the_answer(tmp_path: Path) -> None:
     options = FakeShardOptions(num_slots=8, num_blocks=8, decoder_prompt_ids=(257,), max_model_tokens=0)
     with RunningRouter(tmp_path, options, task="text2text-generation") as router, router.client() as client:

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from textmill_router.api.tgi.writing_wish import DEFAULT_NEW_TOKENS
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TextGenerationPipeline
 
 from tests.fakes.processes import launched
 from tests.fakes.tiny_encoders import make_tiny_t5
@@ -34,6 +35,10 @@ def written(folder: Path, text: str, **lengths: int) -> str:
     with torch.inference_mode():
         ids = model.generate(**tokenizer(text, return_tensors="pt"), num_beams=1, do_sample=False, **lengths)
     return str(tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
+
+
+def test_the_longest_answer_that_nobody_names_is_that_of_the_pipelines() -> None:
+    assert TextGenerationPipeline._default_generation_config.max_new_tokens == DEFAULT_NEW_TOKENS
 
 
 def test_the_texts_are_those_of_transformers(served: tuple[Path, str]) -> None:

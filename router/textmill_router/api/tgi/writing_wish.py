@@ -23,6 +23,7 @@ from textmill_router.serving.validation import CheckedParameters, RequestedParam
 MAX_SEQUENCES = 10
 MAX_BEAMS = 8  # that a call may ask for; a checkpoint may ask for more
 MAX_LENGTH_PENALTY = 100
+DEFAULT_NEW_TOKENS = 256  # as in the pipelines of transformers
 LEAST_TIME_S = 0.001  # what a call gets that asks for no time at all
 Given: TypeAlias = Mapping[str, float]
 _CUTS = (True, "longest_first", "only_first")
@@ -104,7 +105,8 @@ def read_wish(
     if target_id is not None:
         decoder_prompt_ids = (decoder_prompt_ids[0], target_id)
     if backend.facts.has_encoder:
-        lengths = encoder_lengths(given, defaults.numbers, num_forced=max(0, len(decoder_prompt_ids) - 1))
+        num_forced = max(0, len(decoder_prompt_ids) - 1)
+        lengths = encoder_lengths(given, defaults.numbers, num_forced=num_forced, fallback=DEFAULT_NEW_TOKENS)
     else:
         lengths = decoder_lengths(given, defaults.numbers)
     numbers.update(lengths.numbers)
@@ -290,10 +292,11 @@ class Lengths:
     whole: WholeLengths | None
 
 
-def encoder_lengths(given: Given, defaults: Given, *, num_forced: int) -> Lengths:
+def encoder_lengths(given: Given, defaults: Given, *, num_forced: int, fallback: int | None = None) -> Lengths:
     """Return the lengths behind an encoder, where `max_length` and `min_length` count the decoder's first token too.
 
-    `num_forced` of the tokens that transformers counts as new are the decoder's own. Raises ValidationFailed.
+    `num_forced` of the tokens that transformers counts as new are the decoder's own. `fallback` is the longest answer
+    where neither call nor checkpoint bound the answer, unless the call wants a longer one. Raises ValidationFailed.
     """
 
     def new_tokens(name: str, values: Given) -> int | None:
@@ -310,6 +313,8 @@ def encoder_lengths(given: Given, defaults: Given, *, num_forced: int) -> Length
             field=name,
         )
     default = new_tokens("max", defaults) if most is None else None
+    if most is None and default is None and fallback is not None:
+        default = max(fallback, least or 0)
     least = new_tokens("min", defaults) if least is None else least
     numbers: dict[str, float] = {}
     if most is not None:

@@ -52,11 +52,14 @@ _ALIASES = {
     "text-to-speech": "text-to-audio",
     # Models that also read images or sounds write text, and the engine serves them as language models.
     "image-text-to-text": "text-generation",
+    "video-text-to-text": "text-generation",
     "any-to-any": "text-generation",
+    "image-captioning": "image-to-text",
+    "text-retrieval": "sentence-similarity",
 }
 # Hubs give these tags to every model that reads pictures and writes. Models of these tasks are no language models, so
 # that their class says the task.
-_TAGS_OF_PICTURES = ("image-text-to-text", "any-to-any")
+_TAGS_OF_PICTURES = ("image-text-to-text", "video-text-to-text", "any-to-any")
 _PICTURE_TASKS = ("image-to-text", "visual-question-answering", "document-question-answering")
 _TRANSLATION = re.compile(r"translation_\w+_to_\w+")
 # The tasks that a class can do beside its own. The router lets a call ask for another task of the same model.
@@ -152,8 +155,21 @@ _NOT_SERVED = {
         ("tabular-classification", "tabular-regression"),
         "such models are pickled objects of scikit-learn, which run any code when they are loaded",
     ),
+    **dict.fromkeys(
+        ("text-to-3d", "image-to-3d", "image-text-to-image", "image-text-to-video", "video-to-video"),
+        "such models make pictures, videos or shapes",
+    ),
     "audio-to-audio": "no class of transformers maps sound to sound",
+    "audio-text-to-text": "a prompt holds texts and images, and no sound",
+    "voice-activity-detection": "such models are pipelines of pyannote",
     "video-classification": "videos are not decoded",
+    "image-feature-extraction": "vectors are made of texts alone",
+    "visual-document-retrieval": "vectors are made of texts alone",
+    "mask-generation": "such models find masks by points, which no client sends",
+    "keypoint-detection": "points in pictures have no form of answer here",
+    "multiple-choice": "no client sends this task",
+    "time-series-forecasting": "series of numbers are no inputs here",
+    "table-to-text": "tables are read by models that choose cells (table-question-answering)",
 }
 _BY_CLASS = {name: task for task, names in TASK_CLASSES.items() for name in names}
 
@@ -182,11 +198,15 @@ def canonical_task(name: str) -> str:
 
 
 def task_name(value: str) -> str:
-    """Take a task that is served, or an alias of one: the parser of `--task`."""
+    """Take a task that is served, or another name of one: the parser of `--task`.
+
+    The word stays as given, because `choose_task` serves some names in the way of the model's class.
+    """
     name = canonical_task(value)
     if name not in TASKS:
-        raise BadValue("one of " + ", ".join(TASKS))
-    return name
+        reason = f" ({name} is not served, because {_NOT_SERVED[name]})" if name in _NOT_SERVED else ""
+        raise BadValue("one of " + ", ".join(TASKS) + reason)
+    return value.strip().lower()
 
 
 def task_of_suffix(class_name: str) -> str | None:
@@ -211,8 +231,8 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
     class_name = next(iter(config.get("architectures") or ()), "")
     of_class = _class_task(class_name, config)
     choice = _told_task(folder, config, asked)
-    if choice is not None and asked is None and of_class in _PICTURE_TASKS and choice.said in _TAGS_OF_PICTURES:
-        choice = None
+    if choice is not None and of_class in _PICTURE_TASKS and choice.said in _TAGS_OF_PICTURES:
+        choice = TaskChoice(of_class, f"{choice.source} {choice.said}, by the class {class_name}")
     if choice is None and not class_name:
         return TaskChoice("text-generation", "config.json names no class")
     if choice is None:

@@ -351,6 +351,9 @@ def test_bytes_decide_what_a_body_is(
         ("vectors", {"inputs": ""}, "inputs"),
         ("vectors", {"inputs": ["a", 3]}, "inputs[1]"),
         ("vectors", {"inputs": "a", "dimensions": 9}, "dimensions"),
+        ("vectors", {"inputs": "a", "parameters": {"dimensions": 9}}, "parameters.dimensions"),
+        ("vectors", {"inputs": "a", "dimensions": 2, "parameters": {"dimensions": 0}}, "parameters.dimensions"),
+        ("vectors", {"inputs": "a", "parameters": {"prompt_name": "none"}}, "parameters.prompt_name"),
         ("vectors", {"inputs": "a", "prompt_name": "query"}, "prompt_name"),
         ("vectors", {"inputs": {"sentences": ["a"]}}, "inputs.source_sentence"),
         ("vectors", {"inputs": {"source_sentence": "a", "sentences": ["b", ""]}}, "inputs.sentences[1]"),
@@ -438,7 +441,9 @@ def test_instances_of_vertex_share_parameters_and_an_error_names_its_instance(ro
     assert found == {"predictions": [best, best, best, all_labels]}
     kind, message = refused(client, "/vertex", {"instances": ["a dog", {"inputs": 7}]})
     assert kind == "validation"
-    assert message.startswith("instances[1]: ")
+    assert "`instances[1].inputs`: expected" in message
+    shared = refused(client, "/vertex", {"instances": ["a dog"], "parameters": {"top_k": 0}})[1]
+    assert shared.startswith("instances[0]: Input validation error: `parameters.top_k` ")
 
 
 def test_info_names_task_family_and_labels(routers: dict[str, httpx.Client]) -> None:

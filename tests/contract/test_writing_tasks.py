@@ -81,7 +81,7 @@ def test_routes_of_platforms_are_those_of_the_task(router: RunningRouter, client
     assert router.shard.prompts[-1].startswith(b"summarize: hi")
     wrong = {"inputs": "hi", "parameters": {"src_lang": "en", "tgt_lang": "de"}}  # of translation
     for path, asked in (("/invocations", wrong), ("/vertex", {"instances": [wrong]})):
-        assert "`parameters.src_lang`" in post(client, asked, path, 422)["error"]
+        assert "parameters.src_lang`" in post(client, asked, path, 422)["error"]
 
 
 def test_languages_in_the_path_are_those_of_the_translation(router: RunningRouter, client: httpx.Client) -> None:

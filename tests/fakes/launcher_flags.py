@@ -5,7 +5,7 @@ from textmill_launcher.settings import OPTIONS
 # For each option a good value that differs from the default: the text of the flag, and the value in the settings.
 GOOD_VALUES = {
     "model_id": ("org/model", "org/model"),
-    "task": ("ner", "token-classification"),
+    "task": ("ner", "ner"),
     "lora_adapters": ("poet=/adapters/poet,org/clerk@main", ("poet=/adapters/poet", "org/clerk@main")),
     "max_lora_rank": ("16", 16),
     "lora_memory_bytes": ("1048576", 1_048_576),

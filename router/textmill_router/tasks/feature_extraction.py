@@ -31,28 +31,28 @@ def feature_call(body: FeatureBody, model: TaskModel, shapes: ClientShapes) -> V
     head = main_head(model)
     # Vectors of tokens are the model's own states, unless the call asks for another length.
     normalize = False if head is Head.TOKEN_VECTORS else None
-    options = check_options([body.parameters, body], model, head=head, normalize=normalize)
+    options = check_options(body.parameters, model, outer=body, head=head, normalize=normalize)
     return _vectors(VectorRows(model, texts, options), is_single=is_single)
 
 
 def embed_call(body: EmbedBody, model: TaskModel, shapes: ClientShapes) -> VectorCall:
     """Apply the rules of /embed, whose answer is a list also for one text."""
     texts, _ = read_inputs(body.inputs, model, "inputs")
-    options = check_options([body], model, head=Head.VECTORS, normalize=True)
+    options = check_options(None, model, outer=body, head=Head.VECTORS, normalize=True)
     return _vectors(VectorRows(model, texts, options), is_single=False)
 
 
 def embed_all_call(body: EmbedBody, model: TaskModel, shapes: ClientShapes) -> VectorCall:
     """Apply the rules of /embed_all, which gives a vector of each token."""
     texts, _ = read_inputs(body.inputs, model, "inputs")
-    options = check_options([body], model, head=Head.TOKEN_VECTORS, normalize=False)
+    options = check_options(None, model, outer=body, head=Head.TOKEN_VECTORS, normalize=False)
     return _vectors(VectorRows(model, texts, options), is_single=False)
 
 
 def embed_sparse_call(body: EmbedBody, model: TaskModel, shapes: ClientShapes) -> VectorCall:
     """Apply the rules of /embed_sparse, which gives weights of vocabulary ids."""
     texts, _ = read_inputs(body.inputs, model, "inputs")
-    options = check_options([body], model, head=Head.SPARSE_VECTORS, normalize=False)
+    options = check_options(None, model, outer=body, head=Head.SPARSE_VECTORS, normalize=False)
     source = VectorRows(model, texts, options)
     return VectorCall(source, TASK, lambda results, _: [_sparse(result) for result in results])
 

@@ -21,14 +21,16 @@ class Prompts:
     by_name: Mapping[str, str] = field(default_factory=dict)
     default_name: str | None = None
 
-    def text_of(self, name: str | None) -> str:
-        """Return the prompt of a name, or the default prompt. Raises ValidationFailed for an unknown name."""
+    def text_of(self, name: str | None, path: str) -> str:
+        """Return the prompt of a name, or the default prompt. Raises ValidationFailed for an unknown name at `path`."""
         wanted = self.default_name if name is None else name
         if wanted is None:
             return ""
         if wanted not in self.by_name:
             known = ", ".join(sorted(self.by_name)[:20]) or "the model has none"
-            raise ValidationFailed(f"`prompt_name` must be one of the model's prompts, found {wanted[:64]!r}: {known}")
+            raise ValidationFailed(
+                f"`{path}` must be one of the model's prompts, found {wanted[:64]!r}: {known}", field=path
+            )
         return self.by_name[wanted]
 
 

@@ -31,7 +31,7 @@ def embeddings_call(body: EmbeddingsBody, model: TaskModel, shapes: ClientShapes
     fields = VectorFields(
         dimensions=body.dimensions, encoding_format=body.encoding_format, prompt_name=body.prompt_name
     )
-    options = check_options([fields], model, head=Head.VECTORS)
+    options = check_options(None, model, outer=fields, head=Head.VECTORS)
     source = VectorRows(model, texts, options)
 
     def shape(results: Sequence[RowResult], num_tokens: int) -> object:

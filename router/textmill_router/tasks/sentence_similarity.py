@@ -46,7 +46,7 @@ def similarity_call(body: SimilarityBody, model: TaskModel, shapes: ClientShapes
     for text in texts:
         assert isinstance(text.content, str)
         model.check_text(text.content, text.path)
-    options = check_options([body.parameters], model, head=Head.VECTORS, normalize=True)
+    options = check_options(body.parameters, model, head=Head.VECTORS, normalize=True)
     return VectorCall(VectorRows(model, texts, options), TASK, lambda results, _: _cosines(results))
 
 

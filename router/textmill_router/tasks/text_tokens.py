@@ -130,7 +130,7 @@ def tokenize_call(body: TextTokensBody, model: TaskModel, shapes: ClientShapes) 
     for index, text in enumerate(texts):
         path = "inputs" if isinstance(body.inputs, str) else f"inputs[{index}]"
         model.check_text(text, path, may_be_empty=True)
-    prompt = model.prompts.text_of(body.prompt_name)
+    prompt = model.prompts.text_of(body.prompt_name, "prompt_name")
     adds_special_tokens = body.add_special_tokens is not False
     return TokenizeCall(model, [prompt + text for text in texts], adds_special_tokens, model.facts.task)
 

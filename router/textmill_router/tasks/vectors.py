@@ -58,19 +58,24 @@ class VectorOptions:
 
 
 def check_options(
-    fields: Sequence[VectorFields | None], model: TaskModel, *, head: Head, normalize: bool | None = None
+    inner: VectorFields | None,
+    model: TaskModel,
+    *,
+    outer: VectorFields | None = None,
+    head: Head,
+    normalize: bool | None = None,
 ) -> VectorOptions:
-    """Return the options of a call. The first of `fields` that has a value counts; `normalize` is the default.
+    """Return the options of a call: the fields of `parameters` (`inner`), then those beside `inputs` (`outer`).
 
-    Raises ValidationFailed and WrongTask.
+    `normalize` is the default. Raises ValidationFailed, with the path of the field, and WrongTask.
     """
 
     def of(name: str) -> object:
-        for part in fields:
-            value = None if part is None else getattr(part, name)
-            if value is not None:
-                return value
-        return None
+        value = None if inner is None else getattr(inner, name)
+        return value if value is not None or outer is None else getattr(outer, name)
+
+    def path_of(name: str) -> str:
+        return name if inner is None or getattr(inner, name) is None else f"parameters.{name}"
 
     check_head(model, head)
     dimensions, prompt_name, direction = of("dimensions"), of("prompt_name"), of("truncation_direction")
@@ -78,15 +83,15 @@ def check_options(
     if dimensions is not None:
         assert isinstance(dimensions, int)
         if head is Head.SPARSE_VECTORS or not 1 <= dimensions <= width:
+            path = path_of("dimensions")
             raise ValidationFailed(
-                f"`dimensions` must be 1 to {width}, the width of the model's vectors, found {dimensions}",
-                field="dimensions",
+                f"`{path}` must be 1 to {width}, the width of the model's vectors, found {dimensions}", field=path
             )
     asked = of("normalize")
     default = model.facts.is_normalized if normalize is None else normalize
     return VectorOptions(
         head=head,
-        prompt=model.prompts.text_of(prompt_name if isinstance(prompt_name, str) else None),
+        prompt=model.prompts.text_of(prompt_name if isinstance(prompt_name, str) else None, path_of("prompt_name")),
         dimensions=dimensions or 0,
         is_normalized=default if asked is None else bool(asked),
         may_cut=of("truncate") is not False,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textmill_launcher.errors import UnsupportedTask
+from textmill_launcher.errors import SettingsError, UnsupportedTask
 from textmill_launcher.settings import load_settings
 from textmill_launcher.task_choice import TASKS, choose_task, example_of, reads_texts, task_of_class
 
@@ -231,10 +231,46 @@ def test_models_that_read_pictures_and_write(tmp_path: Path, class_name: str, ta
         choose_task(tmp_path, "fill-mask")
 
 
-def test_variables_and_aliases_of_the_flag() -> None:
-    assert load_settings(["--task", "sentiment-analysis"], {}).task == "text-classification"
-    assert load_settings([], {"TASK": "translation_en_to_fr"}).task == "translation"
-    assert load_settings([], {"HF_TASK": "text-ranking"}).task == "rerank"
+@pytest.mark.parametrize(
+    ("class_name", "word", "task"),
+    [
+        ("BertForSequenceClassification", "sentiment-analysis", "text-classification"),
+        ("BertForSequenceClassification", "text-ranking", "rerank"),
+        ("BertForSequenceClassification", "zero-shot-classification", "zero-shot-classification"),
+        ("T5ForConditionalGeneration", "translation_en_to_fr", "translation"),
+        ("BertModel", "sentence-embeddings", "feature-extraction"),
+        ("BertModel", "text-retrieval", "sentence-similarity"),
+        ("BertModel", "Feature-Extraction", "feature-extraction"),
+        ("LlavaForConditionalGeneration", "image-text-to-text", "text-generation"),
+        ("LlavaForConditionalGeneration", "any-to-any", "text-generation"),
+        ("Qwen2VLForConditionalGeneration", "video-text-to-text", "text-generation"),
+        ("BlipForConditionalGeneration", "image-text-to-text", "image-to-text"),
+        ("VisionEncoderDecoderModel", "image-captioning", "image-to-text"),
+        ("ViltForQuestionAnswering", "image-text-to-text", "visual-question-answering"),
+        ("LayoutLMForQuestionAnswering", "any-to-any", "document-question-answering"),
+        ("VitsModel", "text-to-speech", "text-to-audio"),
+    ],
+)
+def test_a_name_of_the_flag_means_what_the_class_does(tmp_path: Path, class_name: str, word: str, task: str) -> None:
+    folder = folder_with(tmp_path, class_name)
+    for settings in (load_settings(["--task", word], {}), load_settings([], {"TASK": word})):
+        assert choose_task(folder, settings.task).task == task
+    assert choose_task(folder, load_settings([], {"HF_TASK": word}).task).task == task
+
+
+@pytest.mark.parametrize("word", ["image-text-to-text", "any-to-any", "ner", "text-retrieval"])
+def test_a_flag_that_the_class_cannot_do_is_refused_under_its_own_word(tmp_path: Path, word: str) -> None:
+    folder = folder_with(tmp_path, "ViTForImageClassification")
+    with pytest.raises(
+        UnsupportedTask, match=f"--task says {word}, and the class ViTForImageClassification is made for"
+    ):
+        choose_task(folder, load_settings(["--task", word], {}).task)
+
+
+@pytest.mark.parametrize("word", ["audio-text-to-text", "text-to-image", "mask-generation", "text-to-3d"])
+def test_a_task_that_is_not_served_is_refused_at_the_flag_with_the_reason(word: str) -> None:
+    with pytest.raises(SettingsError, match=rf"--task is '{word}', wanted one of .*{word} is not served, because "):
+        load_settings(["--task", word], {})
 
 
 def test_a_model_that_speaks_brings_its_own_tokenizer(tmp_path: Path) -> None:

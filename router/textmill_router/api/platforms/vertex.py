@@ -10,7 +10,7 @@ from textmill_router.api.tgi.types import VertexAnswer, VertexBody
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.exact_json import encode_exactly, exact_decoder
 from textmill_router.http.call import call_of, open_call
-from textmill_router.http.inner_calls import InnerAnswer, replay
+from textmill_router.http.inner_calls import InnerAnswer, name_instance, replay
 from textmill_router.http.json_body import ClientLeft, read_json
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.serving.service import Service
@@ -20,8 +20,9 @@ _KEPT_HEADERS = frozenset({b"retry-after", b"connection"})
 
 
 class _InstanceFailed(Exception):
-    def __init__(self, answer: InnerAnswer) -> None:
+    def __init__(self, answer: InnerAnswer, index: int) -> None:
         self.answer = answer
+        self.index = index
 
 
 class VertexRoute:
@@ -58,7 +59,10 @@ class VertexRoute:
                 raise first from None
             if first.answer.status:
                 kept = [header for header in first.answer.headers if header[0] in _KEPT_HEADERS]
-                await send_reply(scope, send, first.answer.status, first.answer.body, headers=kept)
+                instance = body.instances[first.index]
+                own = instance.keys() if isinstance(instance, dict) else ()
+                named = name_instance(first.answer.body, first.index, own)
+                await send_reply(scope, send, first.answer.status, named, headers=kept)
             return
         answer = VertexAnswer([task.result() for task in tasks])
         await send_reply(scope, send, 200, msgspec.json.encode(answer))
@@ -78,7 +82,7 @@ class VertexRoute:
         endpoint = self._chat if is_chat else generate or self._task
         await endpoint(part, replay(content, receive), answer.send)
         if answer.status != 200:
-            raise _InstanceFailed(answer)
+            raise _InstanceFailed(answer, index)
         found = msgspec.json.decode(answer.body)
         return _text_of(found) if is_chat or generate is not None else found
 

@@ -1,14 +1,13 @@
 """POST /vertex for models without generation: each instance is the body of a call, or the inputs of one."""
 
 import asyncio
-from typing import Any
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.http.call import call_of, open_call
-from textmill_router.http.inner_calls import InnerAnswer, replay
+from textmill_router.http.inner_calls import InnerAnswer, name_instance, replay
 from textmill_router.http.json_body import ClientLeft, decode_json, read_body
 from textmill_router.http.replies import JSON, send_error, send_reply
 from textmill_router.serving.service import Service
@@ -28,7 +27,6 @@ class _Body(msgspec.Struct, gc=False):
 
 _BODY = msgspec.json.Decoder(_Body)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_REFUSAL = msgspec.json.Decoder(dict[str, Any])
 
 
 class VertexTaskRoute:
@@ -60,7 +58,8 @@ class VertexTaskRoute:
             await send_reply(scope, send, 200, msgspec.json.encode({"predictions": predictions}))
         elif failed.status:
             kept = [header for header in failed.headers if header[0] in _KEPT_HEADERS]
-            await send_reply(scope, send, failed.status, _named(failed.body, index), headers=kept)
+            own = _own_fields(body.instances[index])
+            await send_reply(scope, send, failed.status, name_instance(failed.body, index, own), headers=kept)
 
     async def _predict(self, scope: Scope, receive: Receive, content: bytes, index: int) -> InnerAnswer:
         part = {**scope, "extensions": {}}
@@ -76,9 +75,7 @@ class VertexTaskRoute:
 
 def _call_body(instance: msgspec.Raw, parameters: msgspec.Raw, *, takes_query: bool) -> bytes:
     """Return the body of the call of an instance, which is a body itself if it has `inputs`, or `query` of rerank."""
-    body: dict[str, msgspec.Raw] = {}
-    if bytes(instance).lstrip()[:1] == b"{":
-        body = _FIELDS.decode(instance)
+    body = _own_fields(instance)
     names = ("inputs", "query") if takes_query else ("inputs",)
     if all(bytes(body.get(name, _ABSENT)) == b"null" for name in names):
         body = {"inputs": instance}
@@ -87,13 +84,11 @@ def _call_body(instance: msgspec.Raw, parameters: msgspec.Raw, *, takes_query: b
     return msgspec.json.encode(body)
 
 
+def _own_fields(instance: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    return _FIELDS.decode(instance) if bytes(instance).lstrip()[:1] == b"{" else {}
+
+
 def _prediction(answer: InnerAnswer) -> msgspec.Raw | bytes:
     """Return an answer as a part of JSON: JSON itself, and a file as bytes, which are written in base64."""
     is_json = (b"content-type", JSON) in answer.headers
     return msgspec.Raw(answer.body) if is_json else answer.body
-
-
-def _named(refusal: bytes, index: int) -> bytes:
-    """Return the body of an error, whose message names the instance that failed."""
-    fields = _REFUSAL.decode(refusal)
-    return msgspec.json.encode({**fields, "error": f"instances[{index}]: {fields['error']}"})

@@ -235,7 +235,7 @@ class Settings:
     disable_grammar_support: bool = switch("refuse requests with a grammar", to=ROUTER)
     # Memory and computing
     device: str | None = option(Choice(DEVICES), "where to compute; auto is a GPU where there is one", to=SHARD)
-    sharded: bool | None = option(boolean, "true: one shard per visible device; false: one shard")
+    sharded: bool | None = option(boolean, "without --num-shard: true: one shard per visible device; false: one")
     num_shard: int | None = option(
         integer(1, 64), "number of shards, one process each", platform_variables=("SM_NUM_GPUS",)
     )
@@ -601,6 +601,7 @@ def _check_together(settings: Settings) -> None:
         )
     if settings.kv_events_port is None and (settings.kv_events_replay_port or settings.kv_events_topic):
         raise ConflictingSettings("--kv-events-replay-port and --kv-events-topic need --kv-events-port")
+    _check_ports(settings)
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConflictingSettings("--tls-cert and --tls-key belong together: give both of them, or neither")
     _check_shard_address(settings)
@@ -612,6 +613,21 @@ def _check_together(settings: Settings) -> None:
             f"--shard-uds-path has {len(prefix.encode())} bytes, wanted at most {MAX_SOCKET_PATH_BYTES}: "
             "the kernel limits the length of a socket's path"
         )
+
+
+def _check_ports(settings: Settings) -> None:
+    """Raise `ConflictingSettings` for two flags that want one port of this machine."""
+    if settings.kv_events_port is None:
+        return
+    ports = {
+        "--port": settings.port,
+        "--kv-events-port": settings.kv_events_port,
+        "--kv-events-replay-port": settings.kv_events_replay_port or settings.kv_events_port + 1,
+    }
+    for port in ports.values():
+        same = [other for other, taken in ports.items() if taken == port]
+        if len(same) > 1:
+            raise ConflictingSettings(f"{' and '.join(same)} are {port}: give each a port of its own")
 
 
 def _check_shard_address(settings: Settings) -> None:

@@ -29,6 +29,7 @@ from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.devices import count_driver_devices, num_shards
 from textmill_launcher.errors import ConflictingSettings, LaunchError, ModelFilesError
 from textmill_launcher.exit_codes import launcher_code, meaning_of
+from textmill_launcher.flag_files import check_flag_files
 from textmill_launcher.hang_watch import is_process_busy
 from textmill_launcher.logs import ChildOutput
 from textmill_launcher.model_files import find_model
@@ -109,6 +110,7 @@ class Supervisor:
         """Serve on this machine alone."""
         settings = self._settings
         num_local = num_shards(settings, count_driver_devices)
+        check_flag_files(settings)
         check_port(settings.hostname, settings.port)
         model, choice = await self._find_model()
         num_local = self._check_world_size(num_local, choice)
@@ -124,6 +126,7 @@ class Supervisor:
         """Serve on several machines, of which this is one."""
         settings = self._settings
         num_local = num_shards(settings, count_driver_devices)
+        check_flag_files(settings)
         if settings.node_rank == 0:
             check_port(settings.hostname, settings.port)
         node = self._make_node(num_local)

@@ -88,6 +88,14 @@ def test_taken_port_has_a_code_of_its_own(model: Path, tmp_path: Path) -> None:
     assert "started, pid" not in log_text
 
 
+def test_file_of_a_flag_that_is_not_there_ends_the_start_before_a_child_is_started(model: Path, tmp_path: Path) -> None:
+    with launched(["--model-id", str(model), "--api-key-file", "/no/such/file"], tmp_path) as server:
+        assert server.wait_exit(START_LIMIT_S) == ExitCode.WRONG_SETTING
+        log_text = server.log_text
+    assert "--api-key-file /no/such/file cannot be read: No such file or directory" in log_text
+    assert "started, pid" not in log_text
+
+
 def test_heads_that_cannot_be_divided_end_the_start_before_a_shard_is_started(tmp_path: Path) -> None:
     model = make_tiny_llama(tmp_path / "nine", hidden=36, heads=9, kv_heads=3)
     with launched(["--model-id", str(model), "--num-shard", "2"], tmp_path) as server:

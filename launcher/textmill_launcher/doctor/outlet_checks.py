@@ -1,4 +1,4 @@
-"""Looks at what flags ask for beside serving: traces, and events of the KV cache."""
+"""Looks at what flags ask for beside serving: files, traces, and events of the KV cache."""
 
 import socket
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from textmill_launcher.doctor.finding import Finding, failure, ok, warning
 from textmill_launcher.doctor.machine_checks import port_finding
 from textmill_launcher.exit_codes import ExitCode
+from textmill_launcher.flag_files import FlagFile, flag_files
 from textmill_launcher.settings import Settings
 
 CONNECT_TIMEOUT_S = 3.0
@@ -16,6 +17,7 @@ OTLP_PORT = 4317
 
 def check_outlets(settings: Settings) -> Iterator[Finding]:
     """Yield what is found. Nothing is yielded for what no flag asks for."""
+    yield from map(_file, flag_files(settings))
     if settings.otlp_endpoint is not None:
         yield _extra("--otlp-endpoint", "otel", "opentelemetry-exporter-otlp-proto-grpc")
         yield _collector(settings.otlp_endpoint)
@@ -24,6 +26,13 @@ def check_outlets(settings: Settings) -> Iterator[Finding]:
         replay_port = settings.kv_events_replay_port or settings.kv_events_port + 1
         yield port_finding("port of KV events", settings.hostname, settings.kv_events_port, "--kv-events-port")
         yield port_finding("port of the replay", settings.hostname, replay_port, "--kv-events-replay-port")
+
+
+def _file(file: FlagFile) -> Finding:
+    subject, reason = f"file of {file.flag}", file.why_unreadable()
+    if reason is not None:
+        return failure(subject, f"{file.path}: {reason}", f"another {file.flag}", ExitCode.WRONG_SETTING)
+    return ok(subject, file.path)
 
 
 def _extra(flag: str, extra: str, package: str) -> Finding:

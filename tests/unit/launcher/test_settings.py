@@ -231,6 +231,8 @@ def test_several_keys_come_from_repeated_flags_and_from_lines_of_the_variable() 
         (["--tls-cert", "c.pem"], "--tls-cert and --tls-key belong together"),
         (["--tls-key", "k.pem"], "--tls-cert and --tls-key belong together"),
         (["--cors-allow-credentials"], "--cors-allow-credentials needs --cors-allow-origin"),
+        (["--port", "90", "--kv-events-port", "90"], "--port and --kv-events-port are 90"),
+        (["--port", "90", "--kv-events-port", "89"], "--port and --kv-events-replay-port are 90"),
     ],
 )
 def test_flags_that_need_another_flag_say_so(argv: list[str], words: str) -> None:

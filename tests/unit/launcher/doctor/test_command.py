@@ -119,6 +119,15 @@ def test_fault_of_the_model_is_a_failure_with_its_exit_code(
     assert "memory of the model" not in found
 
 
+def test_files_that_flags_name_are_looked_at(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "keys").write_text("k")
+    given = ("--api-key-file", str(tmp_path / "keys"), "--tokenizer-config-path", "/no/such/file")
+    code, found = doctor(tmp_path, "--model-id", str(model), "--device", "cpu", *given)
+    assert code == ExitCode.WRONG_SETTING
+    assert found["file of --api-key-file"]["state"] == "ok"
+    assert found["file of --tokenizer-config-path"]["found"] == "/no/such/file: No such file or directory"
+
+
 def test_number_of_shards_that_the_heads_exclude_is_a_failure(tmp_path: Path) -> None:
     model = make_tiny_llama(tmp_path / "model", hidden=36, heads=9, kv_heads=3)
     code, found = doctor(tmp_path, "--model-id", str(model), "--device", "cpu", "--num-shard", "2")

@@ -14,6 +14,7 @@ from textmill_shard.errors import NotEnoughMemory
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
 from textmill_shard.model.runner import ModelRunner
+from textmill_shard.model.scan_trial import compile_scans, scan_everything
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.model.system_memory import free_memory_bytes, peak_bytes, total_memory_bytes
 
@@ -183,6 +184,8 @@ def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> _Cos
     The step runs over a pool of the scratch block alone.
     """
     runner.allocate_kv(0)
+    if runner.device_scans is not None:  # before the step, whose seconds are a measure of those to come
+        compile_scans(runner.device_scans, vocab_size=runner.facts.vocab_size, device=runner.device)
     # Logits in the model's dtype, in float32, and the sampler's copy in float32.
     logits_bytes = options.num_slots * runner.facts.vocab_size * (runner.dtype.itemsize + 8)
     if runner.facts.decoder_prompt_ids:
@@ -221,8 +224,16 @@ def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> _Cos
 
 def _cost_of_step(runner: ModelRunner, batch: ForwardBatch) -> _Cost:
     began_s = time.monotonic()
-    num_bytes = peak_bytes(runner.device, lambda: runner.forward(batch))
+    num_bytes = peak_bytes(runner.device, lambda: _run(runner, batch))
     return _Cost(num_bytes, time.monotonic() - began_s)
+
+
+@torch.inference_mode()
+def _run(runner: ModelRunner, batch: ForwardBatch) -> None:
+    """Compute a step, and on a GPU the pass over its scores in which all rows ask for everything."""
+    output = runner.forward(batch)
+    if runner.device_scans is not None and len(output.logits_NV):
+        scan_everything(runner.device_scans, output.logits_NV)
 
 
 def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) -> ForwardBatch:

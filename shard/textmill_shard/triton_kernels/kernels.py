@@ -117,9 +117,9 @@ class TritonKernels:
         parts, maxima_THS, sums_THS = out_THE, None, None
         if splits > 1:
             parts = torch.empty(num_tokens, num_heads, splits, value_dim, dtype=torch.float32, device=device)
-            maxima_THS, sums_THS = torch.empty(
-                2, num_tokens, num_heads, splits, dtype=torch.float32, device=device
-            ).unbind()
+            maxima_THS, sums_THS = (
+                torch.empty(num_tokens, num_heads, splits, dtype=torch.float32, device=device) for _ in range(2)
+            )
         _launch(
             paged_attention,
             (len(tiles.sequences), num_kv_heads, splits),
@@ -304,8 +304,11 @@ class TritonKernels:
         scores_NV = None
         if changes.changes_scores:
             scores_NV = torch.empty(num_rows, vocab_size, dtype=torch.float32, device=device)
-        numbers = torch.empty(5, num_rows, num_parts, dtype=torch.float32, device=device)
-        best_scores, tempered_sums, *of_logits = numbers.unbind()
+        # Each in memory of its own: the parts of one tensor have other alignments for other numbers of rows, for which
+        # the compiler would make further variants.
+        best_scores, tempered_sums, *of_logits = (
+            torch.empty(num_rows, num_parts, dtype=torch.float32, device=device) for _ in range(5)
+        )
         best_ids = torch.empty(num_rows, num_parts, dtype=torch.int32, device=device)
         keys_NPC = None
         if 0 < num_candidates <= SCAN_IDS:
@@ -363,7 +366,7 @@ class TritonKernels:
         )
         best_N = torch.empty(num_rows, dtype=torch.int64, device=device)
         not_finite_N = torch.empty(num_rows, dtype=torch.bool, device=device)
-        log_mass_N, tempered_mass_N = torch.empty(2, num_rows, dtype=torch.float32, device=device).unbind()
+        log_mass_N, tempered_mass_N = (torch.empty(num_rows, dtype=torch.float32, device=device) for _ in range(2))
         _launch(
             merge_parts,
             (num_rows,),

@@ -62,6 +62,7 @@ def write_candidates(keys, scores_V, ids, is_id, num_candidates):
         "count_ids_stride",
         "counts_stride",
         "bias_ids_stride",
+        "amounts_stride",
         "num_candidates",
     ]
 )

@@ -40,21 +40,34 @@ def write_tiny_llava(folder: Path, *, seed: int = 0, **text_config: Any) -> Path
     return folder
 
 
-def transformers_answer(folder: Path, content: Sequence[bytes | str], *, num_tokens: int) -> Answer:
-    """Return the answer of transformers to a user's message of pictures and texts."""
+def transformers_answer(
+    folder: Path, content: Sequence[bytes | str], *, num_tokens: int, has_turns: bool = True
+) -> Answer:
+    """Return the answer of transformers to a user's message of pictures and texts.
+
+    Without `has_turns` the pictures and texts alone are the prompt, of which the template writes nothing but the
+    placeholder of a picture.
+    """
     parts = [
         {"type": "text", "text": part}
         if isinstance(part, str)
         else {"type": "image", "image": Image.open(io.BytesIO(part))}
         for part in content
     ]
-    inputs = own_processor(folder, "llava").apply_chat_template(
-        [{"role": "user", "content": parts}],
-        tokenize=True,
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    processor = own_processor(folder, "llava")
+    if has_turns:
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": parts}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    else:
+        placeholder = _written_of_image(processor)
+        text = "".join(part if isinstance(part, str) else placeholder for part in content)
+        pictures = [part["image"] for part in parts if part["type"] == "image"]
+        inputs = processor(text=[text], images=pictures, return_tensors="pt")
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     found = model.generate(
         **inputs, max_new_tokens=num_tokens, do_sample=False, return_dict_in_generate=True, output_scores=True
@@ -63,3 +76,17 @@ def transformers_answer(folder: Path, content: Sequence[bytes | str], *, num_tok
     ids: list[int] = found.sequences[0, num_prompt:].tolist()
     scores = [torch.log_softmax(row[0].double(), -1) for row in found.scores]
     return Answer(num_prompt, ids, [float(row[token]) for row, token in zip(scores, ids, strict=True)])
+
+
+def _written_of_image(processor: Any) -> str:
+    """Return what the chat template writes for a picture before a text."""
+
+    def written(*parts: dict[str, str]) -> str:
+        return str(processor.apply_chat_template([{"role": "user", "content": list(parts)}], tokenize=False))
+
+    with_image, without = (
+        written({"type": "image"}, {"type": "text", "text": "x"}),
+        written({"type": "text", "text": "x"}),
+    )
+    before = next(place for place, letter in enumerate(with_image) if not without.startswith(letter, place))
+    return with_image[before : before + len(with_image) - len(without)]

@@ -38,11 +38,15 @@ PICTURE = picture(70, 45)
 
 @dataclass(frozen=True)
 class Target:
-    """A server, the internet that it sees, and the log-probabilities of transformers for WORDS and PICTURE."""
+    """A server, the internet that it sees, and the log-probabilities of transformers for WORDS and PICTURE.
+
+    `of_markdown` are those for the words behind the image alone, without the turns of a chat.
+    """
 
     url: str
     hosts: Hosts
     logprobs: list[float]
+    of_markdown: list[float]
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +54,12 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("url")
     model = write_tiny_llava(folder / "model")
     expected = transformers_answer(model, [WORDS, PICTURE], num_tokens=NUM_TOKENS)
+    of_markdown = transformers_answer(model, [PICTURE, WORDS], num_tokens=NUM_TOKENS, has_turns=False)
     with (
         picture_by_tls(HOST, PICTURE) as (hosts, fetcher),
         RunningRouter(folder, model=model, make_shard=RealShard, fetcher=fetcher) as router,
     ):
-        yield Target(router.url, hosts, list(expected.logprobs))
+        yield Target(router.url, hosts, expected.logprobs, of_markdown.logprobs)
 
 
 def asked(url: str) -> Any:
@@ -89,9 +94,11 @@ def test_the_published_examples_in_javascript_get_the_answer_of_transformers(tar
     done = subprocess.run(command, cwd=JAVASCRIPT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"openai", "openai, stream", "huggingface", "huggingface, stream"}
+    assert set(found) == {"openai", "openai, stream", "huggingface", "huggingface, stream", "huggingface, markdown"}
     for client, logprobs in found.items():
-        assert logprobs == pytest.approx(target.logprobs, abs=TOLERANCE), client
+        expected = target.of_markdown if client.endswith("markdown") else target.logprobs
+        assert logprobs == pytest.approx(expected, abs=TOLERANCE), client
+    assert target.of_markdown != target.logprobs  # no template stands around the words
     assert len(target.hosts.requests) - num_requests == (len(found) if form == "url" else 0)
 
 

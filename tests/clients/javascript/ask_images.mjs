@@ -16,6 +16,16 @@ async function streamed(chunks) {
   return found;
 }
 
+// The client asks /v1/completions, in whose chunks the log-probabilities of tokens are a list of numbers.
+async function completed(inputs) {
+  const found = [];
+  const parameters = { max_new_tokens: Number(tokens), temperature: 0, logprobs: 1 };
+  for await (const chunk of huggingface.textGenerationStream({ inputs, parameters })) {
+    found.push(...(chunk.choices[0]?.logprobs?.token_logprobs ?? []));
+  }
+  return found;
+}
+
 const openai = new OpenAI({ baseURL: `${server}/v1`, apiKey: "-", maxRetries: 0 });
 const huggingface = new InferenceClient("-").endpoint(server);
 const found = {
@@ -23,5 +33,6 @@ const found = {
   "openai, stream": await streamed(await openai.chat.completions.create({ ...asked, stream: true })),
   huggingface: logprobs((await huggingface.chatCompletion(asked)).choices[0]),
   "huggingface, stream": await streamed(huggingface.chatCompletionStream(asked)),
+  "huggingface, markdown": await completed(`![](${image})${words}`),
 };
 console.log(JSON.stringify(found));

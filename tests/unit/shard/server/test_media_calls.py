@@ -81,6 +81,26 @@ def test_an_item_comes_in_pieces_and_is_known_from_then_on(served: Served, desk:
     assert served.put(header(), data(16))  # once more
 
 
+def test_an_item_of_several_parts_of_one_mebibyte_is_kept_whole(tmp_path: Path) -> None:
+    """The router sends parts of 1 MiB, the last one shorter (`unit/router/engine/test_media_calls.py`)."""
+    num_pixels = (5 << 20) // 8  # 2.5 MiB
+    desk = media_desk(FormulaTower(), max_bytes=num_pixels * 32)
+    served = Served(tmp_path, desk)
+    try:
+        pixels = torch.arange(num_pixels, dtype=torch.float32)
+        values = pixels.numpy().astype("<f4").tobytes()
+        parts = [pb.MediaPart(data=values[start : start + (1 << 20)]) for start in range(0, len(values), 1 << 20)]
+        assert [len(part.data) for part in parts] == [1 << 20, 1 << 20, 1 << 19]
+        assert not served.put(header(num_pixels), *parts)
+        tensors = desk.store.tensors_of(DIGEST)
+        assert tensors is not None
+        assert torch.equal(tensors["pixels"], pixels)
+    finally:
+        served.channel.close()
+        served.server.stop(0).wait(5)
+        desk.close()
+
+
 def test_what_is_no_item_is_refused_and_leaves_nothing_behind(served: Served, desk: MediaDesk) -> None:
     for parts, message in (
         ((), "the first message of an item is its header"),

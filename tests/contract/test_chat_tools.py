@@ -64,6 +64,19 @@ def test_cut_call_is_length_with_what_there_is(tmp_path: Path) -> None:
         assert [call["function"]["arguments"] for call in calls_of(chunks)] == ['{"ci']
 
 
+@pytest.mark.parametrize("template", ["qwen2_5", "llama3", None])
+def test_enforced_call_that_is_cut_before_its_arguments_is_no_content(tmp_path: Path, template: str | None) -> None:
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    text = OUTPUTS[template].removeprefix("Let me see.\n")
+    with speaking(tmp_path, text, template) as client:
+        for choice in ("required", named):
+            fields = {"tools": TOOLS, "tool_choice": choice, "max_tokens": text.index("get_weather") + 3}
+            [answer] = answer_of(client, **fields)["choices"]
+            assert answer["finish_reason"] == "length"
+            assert not answer["message"].get("content")
+            assert not any(chunk["choices"][0]["delta"].get("content") for chunk in stream(client, **fields))
+
+
 @pytest.mark.parametrize("template", ["qwen2_5", "llama3", "mistral", None])
 def test_stop_string_inside_a_call_ends_it_there(tmp_path: Path, template: str | None) -> None:
     """A stop string inside a call leaves arguments that are no JSON, and one behind a call changes nothing."""

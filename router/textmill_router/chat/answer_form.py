@@ -72,6 +72,7 @@ class AnswerForm:
     begun: str = ASSISTANT  # the message that the prompt has begun, where messages have channels
     specs: tuple[ToolSpec, ...] = ()  # tools that may be called
     is_parallel: bool = True
+    is_call_required: bool = False  # a grammar lets nothing but calls be written, so that no text is content
 
     @property
     def is_plain(self) -> bool:
@@ -92,7 +93,9 @@ class AnswerForm:
         if self.is_plain:
             return PlainReader()
         parser = ChatParser(self.tools, self.reasoning, self.specs, is_reasoning=self.is_reasoning, begun=self.begun)
-        return AnswerReader(parser, self.is_parallel)
+        return AnswerReader(
+            parser, is_parallel=self.is_parallel, has_calls_alone=self.is_call_required and not self.has_channels
+        )
 
     def behind(self, prompt: str, begun: str = "") -> "AnswerForm":
         """Return the form of the answers to this rendered prompt, which may have opened or closed the reasoning.
@@ -126,17 +129,24 @@ PLAIN_FORM = AnswerForm()
 
 
 class AnswerReader:
-    """Reads one answer. Where calls may not be parallel, all calls after the first are left out."""
+    """Reads one answer. Where calls may not be parallel, all calls after the first are left out.
 
-    def __init__(self, parser: ChatParser, is_parallel: bool) -> None:
+    `has_calls_alone`: no text is content, so that the beginning of a call that was cut is no content either.
+    """
+
+    def __init__(self, parser: ChatParser, *, is_parallel: bool, has_calls_alone: bool = False) -> None:
         self._parser = parser
         self._is_parallel = is_parallel
+        self._has_calls_alone = has_calls_alone
 
     def push(self, text: str) -> list[Delta]:
         return self._allowed(self._parser.push(text))
 
     def finish(self, was_cut: bool) -> list[Delta]:
-        return self._allowed(self._parser.finish(was_cut))
+        deltas = self._allowed(self._parser.finish(was_cut))
+        if was_cut and self._has_calls_alone:
+            return [delta for delta in deltas if not isinstance(delta, ContentText)]
+        return deltas
 
     @property
     def has_unfinished_call(self) -> bool:
@@ -170,7 +180,13 @@ def answer_form(template: ChatTemplate, tools: ToolChoice | None, flags: FormatF
         tool_format = HARMONY
     elif tool_format is None:
         tool_format = tool_format_of(template.source) if template.takes_tools else TOOL_FORMATS[-1]
-    return AnswerForm(tool_format, reasoning, specs=tools.specs, is_parallel=tools.is_parallel)
+    return AnswerForm(
+        tool_format,
+        reasoning,
+        specs=tools.specs,
+        is_parallel=tools.is_parallel,
+        is_call_required=tools.is_required,
+    )
 
 
 def grammar_for(

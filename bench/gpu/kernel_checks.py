@@ -4,14 +4,17 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import numpy as np
 import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.layers.low_rank_tables import LowRankTables
 from textmill_shard.model.adapter import LowRank
+from textmill_shard.model.decode_rows import FED, DecodeRows
+from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_scales import KvScales, store
 from textmill_shard.model.score_changes import (
     BiasChange,
@@ -33,6 +36,7 @@ from textmill_shard.triton_kernels.plain_layers import (
     gate_up_plainly,
     rms_norm_plainly,
 )
+from textmill_shard.triton_kernels.plain_rows import unpack_rows_plainly
 from textmill_shard.triton_kernels.tile_map import map_tiles
 from textmill_shard.triton_kernels.variants import (
     BLOCK_SIZE,
@@ -45,6 +49,7 @@ from textmill_shard.triton_kernels.variants import (
     NoiseCase,
     NormCase,
     ScanCase,
+    UnpackCase,
     Variant,
     WriteCase,
 )
@@ -139,8 +144,51 @@ def _error_of(setting: Setting, variant: Variant, dtype: torch.dtype) -> float:
             return _difference(setting.kernels.gumbel(*at), noise.gumbel(*at))
         case LowRankCase():
             return _low_rank_error(setting, variant.kernel, case, dtype)
+        case UnpackCase():
+            return _unpack_error(setting, case)
         case MergeCase():
             raise AssertionError("the check of attention with splits covers the merge")
+
+
+def _unpack_error(setting: Setting, case: UnpackCase) -> float:
+    """Return how many numbers of a decode step of three rows, in the memory of a graph for eight, are wrong."""
+    step = DecodeRows(
+        slots_R=np.array([4, 0, 2]),
+        starts_R=np.array([0, 200 * BLOCK_SIZE + 3, 2 * BLOCK_SIZE - 1]),
+        tokens_R=np.array([7, FED, 5]),
+        block_tables_RB=np.arange(3 * 201, dtype=np.int32).reshape(3, 201),
+        adapters_R=np.array([1, 0, 2]),
+        is_long_rope_R=np.array([True, False, True]),
+        rope_deltas_R=np.array([0, -3, 2]),
+    )
+    packed = torch.from_numpy(step.pack()).to(setting.device)
+    last_ids_S = torch.arange(100, 105, device=setting.device)
+    found, expected = (_graph_rows(setting, case) for _ in range(2))
+    for unpack, batch in ((setting.kernels.unpack_rows, found), (unpack_rows_plainly, expected)):
+        unpack(packed, last_ids_S, batch, scratch_block=999, block_size=BLOCK_SIZE)
+    pairs = [(getattr(found, field.name), getattr(expected, field.name)) for field in fields(found)]
+    return float(sum((mine.cpu() != other.cpu()).sum() for mine, other in pairs if torch.is_tensor(mine)))
+
+
+def _graph_rows(setting: Setting, case: UnpackCase, num_rows: int = 8) -> ForwardBatch:
+    def numbers(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=setting.device)
+
+    return ForwardBatch(
+        input_ids_T=numbers(num_rows),
+        position_ids_T=numbers(num_rows),
+        kv_places_T=numbers(num_rows),
+        query_starts=numbers(num_rows + 1),
+        context_lens_R=numbers(num_rows, dtype=torch.int32),
+        block_tables_RB=numbers(num_rows, 300, dtype=torch.int32),
+        logit_rows_N=numbers(num_rows),
+        max_query_len=1,
+        max_context_len=300 * BLOCK_SIZE,
+        slots_R=numbers(num_rows),
+        adapters_R=numbers(num_rows, dtype=torch.int32) if case.has_adapters else None,
+        is_long_rope_T=numbers(num_rows, dtype=torch.bool) if case.has_two_rope_tables else None,
+        rope_positions_3T=numbers(3, num_rows) if case.has_rope_positions else None,
+    )
 
 
 def _scan_error(setting: Setting, case: ScanCase) -> float:

@@ -60,7 +60,9 @@ def check_loop(setting: Setting) -> Iterator[Row]:
         again = loop.run_preempted(replace(requests[1], output=()), after=2)
     yield _row("preempted, overlap", [expected[1]], [again])
     shares: list[float] = []
-    is_recorded = runner.record_graphs(setting.graph_recorder(), (1, 2, len(requests)), shares.append)
+    is_recorded = runner.record_graphs(
+        setting.graph_recorder(), (1, 2, len(requests)), shares.append, num_slots=len(requests)
+    )
     yield Row("graphs are recorded, and replays give the logits of steps", {"graphs": len(shares)}, is_recorded)
     yield _row("graphs", expected, run(has_overlap=False).tokens)
     yield _row("graphs, overlap", expected, run(has_overlap=True).tokens)

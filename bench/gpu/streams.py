@@ -51,7 +51,7 @@ def time_streams(setting: Setting, runner: ModelRunner, trace_file: Path) -> Ite
         (", overlap, graphs", True, True),
     ):
         is_as_named = not has_graphs or runner.record_graphs(
-            setting.graph_recorder(), (num_streams,), lambda share: None
+            setting.graph_recorder(), (num_streams,), lambda share: None, num_slots=num_streams
         )
         with loop_of(has_overlap=has_overlap) as loop:
             loop.run([replace(request, max_new=min(max_new, WARM_UP_TOKENS)) for request in requests])

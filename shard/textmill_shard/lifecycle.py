@@ -295,7 +295,12 @@ def _load(
     # A request has at least one block, so that a step has no more rows than there are blocks.
     buckets = _graph_buckets(settings, runner, min(settings.num_slots, num_blocks))
     if buckets:
-        runner.record_graphs(CudaGraphRecorder(), buckets, lambda share: status.report_loading("warmup", share))
+        runner.record_graphs(
+            CudaGraphRecorder(),
+            buckets,
+            lambda share: status.report_loading("warmup", share),
+            num_slots=settings.num_slots,
+        )
     facts, media = runner.facts, runner.media
     shard_facts = ShardFacts(
         model_id=settings.model_id,

@@ -7,12 +7,14 @@ and launches on the way.
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from types import MethodType, TracebackType
 from typing import Any, Self
 
 import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
-from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.model.decode_graphs import RecordedStep
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, RowScan
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
@@ -48,7 +50,7 @@ class FakeGpu:
         self.mode = FakeTensorMode(allow_non_fake_inputs=False)
         self.counts: Counter[str] = Counter()
         self.num_waits = 0  # copies to the GPU for which the host waits
-        self._modes = (self.mode, _Launches(self.counts), _Brackets(self))
+        self._modes = (self.mode, _Launches(self), _Brackets(self))
 
     def __enter__(self) -> Self:
         for mode in self._modes:
@@ -78,15 +80,20 @@ class FakeGpu:
 class _Launches(TorchDispatchMode):
     """Counts operations on tensors of the GPU by name."""
 
-    def __init__(self, counts: Counter[str]) -> None:
+    def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
-        self._counts = counts
+        self._gpu = gpu
+        self._counts = gpu.counts
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
+        if name == "copy_" and args[0].device.type == "cuda" and args[1].device.type == "cpu":
+            self._counts["copy to the GPU"] += 1
+            self._gpu.num_waits += not ((kwargs or {}).get("non_blocking") or args[2:] == (True,))
+            return result
         first = result[0] if isinstance(result, tuple | list) and result else result
         # As of `to` with the dtype that a tensor has. The name of an operation in place ends with an underscore.
         is_itself = any(first is given for given in args) and not name.endswith("_")
@@ -134,7 +141,6 @@ class _Brackets(TorchFunctionMode):
         if function is torch.Tensor.__getitem__ and _is_on_gpu(args[0]):
             return _get(args[0], args[1])
         if function is torch.Tensor.__setitem__ and _is_on_gpu(args[0]):
-            self._gpu.num_waits += torch.is_tensor(args[2]) and args[2].device.type == "cpu"
             return _set(*args)
         if function in (torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda):
             return self._to(function, args, kwargs)
@@ -278,6 +284,24 @@ class _Mover:
                     value.__dict__[name] = new
 
 
+class ShapeGraphs:
+    """Implements `GraphRecorder`: a replay is one launch. `launches` has what each recorded step launches."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._counts = gpu.counts
+        self.launches: list[Counter[str]] = []
+
+    def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        before = Counter(self._counts)
+        output = run()
+        self.launches.append(self._counts - before)
+
+        def replay() -> None:
+            self._counts["graph"] += 1
+
+        return RecordedStep(replay=replay, output=output)
+
+
 class ShapeKernels:
     """Implements `DeviceKernels` by shapes alone, and counts as launches what the real kernels launch on an H100."""
 
@@ -288,6 +312,18 @@ class ShapeKernels:
         strangers = [tensor for tensor in tensors if tensor is not None and tensor.device.type != "cuda"]
         assert not strangers, f"the kernel {name} gets a tensor of the CPU"
         self._counts[name] += 1
+
+    def unpack_rows(
+        self,
+        packed: torch.Tensor,
+        last_ids_S: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scratch_block: int,
+        block_size: int,
+    ) -> None:
+        written = (batch.slots_R, batch.adapters_R, batch.is_long_rope_T, batch.rope_positions_3T)
+        self._launch("unpack_rows", packed, last_ids_S, batch.input_ids_T, batch.block_tables_RB, *written)
 
     def write_kv(
         self,

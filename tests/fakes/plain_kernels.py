@@ -22,10 +22,22 @@ from textmill_shard.triton_kernels.plain_layers import (
     gate_up_plainly,
     rms_norm_plainly,
 )
+from textmill_shard.triton_kernels.plain_rows import unpack_rows_plainly
 
 
 class PlainKernels:
     """Implements `DeviceKernels` by the plain torch that each kernel must agree with."""
+
+    def unpack_rows(
+        self,
+        packed: torch.Tensor,
+        last_ids_S: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scratch_block: int,
+        block_size: int,
+    ) -> None:
+        unpack_rows_plainly(packed, last_ids_S, batch, scratch_block=scratch_block, block_size=block_size)
 
     def write_kv(
         self,

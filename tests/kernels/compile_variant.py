@@ -33,7 +33,9 @@ KERNEL_FILES = {
     "shrink": "low_rank",
     "expand": "low_rank",
     "gumbel": "noise",
+    "unpack_rows": "unpack_rows",
 }
+PLAIN_STRIDES = ("table_stride", "rope_stride")  # strides that may be any number
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def compile_for(number: int, target: int) -> Usage:
     rounded = {
         (place,): [["tt.divisibility", 16]]
         for place, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or (name.endswith("stride") and name != "table_stride")
+        if kind.startswith("*") or (name.endswith("stride") and name not in PLAIN_STRIDES)
     }
     compiled: Any = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=constants, attrs=rounded),

@@ -84,6 +84,10 @@ KERNELS = {
     ),
     "expand": ("adds this product times the second matrix to the layer's outputs", "`triton_kernels/plain_layers.py`"),
     "gumbel": ("noise of draws, from seed, position and id", "`sampling/noise.py`"),
+    "unpack_rows": (
+        "makes tensors of the packed numbers of a decode step, at the head of a graph",
+        "`triton_kernels/plain_rows.py`",
+    ),
     "merge_parts": ("puts the parts of a row together", "`sampling/row_scan.py`"),
 }
 

@@ -31,7 +31,7 @@ from textmill_shard.slots.plan import Budget, Plan
 from textmill_shard.slots.sampling_params import SamplingParams
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from tests.fakes.fake_gpu import FakeGpu, ShapeKernels
+from tests.fakes.fake_gpu import FakeGpu, ShapeGraphs, ShapeKernels
 from tests.fakes.plain_kernels import PlainKernels, Switch, load_by
 from tests.fakes.tiny_models import make_tiny_llama
 from tests.zoo.drive import (
@@ -104,6 +104,10 @@ def load_on(
     return runner
 
 
+def no_fault(*_: Any) -> str:
+    return ""
+
+
 def adapter_of(runner: ModelRunner, *, rank: int) -> AdapterWeights:
     """Return an adapter of all layers that can be changed."""
     modules = {
@@ -140,15 +144,19 @@ def run_steps(
     adapters: tuple[int, ...] = (),
     *,
     has_parts: bool = False,
+    graphs: ShapeGraphs | None = None,
 ) -> list[Counter[str]]:
     """Run requests to their ends, and return what each step launched. The last steps are of decodes alone.
 
     `adapters` are the places of the adapters of the requests, which have different ones, or 0. `has_parts`: the
-    sampler takes this rank for one of two that share the vocabulary.
+    sampler takes this rank for one of two that share the vocabulary. With `graphs` steps of decodes are recorded first.
     """
     counts = []
     with gpu:
         runner.allocate_kv(NUM_BLOCKS)
+        if graphs is not None:
+            # There are no values that a check could compare.
+            assert runner.record_graphs(graphs, (NUM_SLOTS,), lambda share: None, num_slots=NUM_SLOTS, check=no_fault)
         executor = StepExecutor(runner=runner, facts=zoo_facts(runner), has_overlap=True)
         assert executor.feed is not None
         assert runner.device_scans is not None
@@ -388,3 +396,39 @@ def test_launches_and_copies_of_a_decode_step_of_32_layers(
     assert counts["copy to the host"] == 0
     assert counts["paged_attention"] == counts["merge_splits"] == counts["write_kv"] == NUM_LAYERS
     assert counts.total() - counts["copy to the GPU"] == NUM_LAYERS * LAYER + AROUND, counts
+
+
+# A step that is a graph launches the graph, and a copy of its logits, which the next replay would overwrite. Behind it
+# come the two parts of the scan of the scores, the mark of rows that are not finite, and the write of the ids to where
+# the next graph finds them.
+GRAPH_STEP = {"graph": 1, "clone": 1, "scan_parts": 1, "merge_parts": 1, "masked_fill": 1, "index_copy_": 1}
+# Around the layers in the graph: what makes tensors of the packed numbers; embedding, first and last norm, head and its
+# rows; the tables of cosines and sines; the map of the tiles of attention.
+AROUND_IN_GRAPH = 24
+
+
+def test_launches_and_copies_of_a_graph_step_of_32_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    make_tiny_llama(tmp_path, layers=NUM_LAYERS)
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32")
+    graphs = ShapeGraphs(gpu)
+    counts = run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS, graphs=graphs)
+    assert counts[-1] == {"copy to the GPU": 1, **GRAPH_STEP}
+    [of_graph] = graphs.launches
+    assert of_graph["unpack_rows"] == 1
+    assert of_graph["copy to the GPU"] == of_graph["copy to the host"] == 0
+    assert of_graph.total() == NUM_LAYERS * LAYER + AROUND_IN_GRAPH, of_graph
+
+
+def test_the_numbers_of_the_sampler_travel_with_those_of_the_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are copied on the device, because the host may still need them when the next step has been sent."""
+    gpu = FakeGpu()
+    make_tiny_llama(tmp_path, layers=1)
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32")
+    eager = run_steps(gpu, runner, SAMPLINGS)[-1]
+    found = run_steps(gpu, runner, SAMPLINGS, graphs=ShapeGraphs(gpu))[-1]
+    assert found["copy to the GPU"] == found["graph"] == 1
+    assert found["copy to the host"] == 0
+    assert found["clone"] - eager["clone"] == 2  # of the logits, and of the sampler's numbers

@@ -32,7 +32,7 @@ def test_decode_steps_become_graphs(
     runner = load_zoo_model(make_zoo_model(entry, tmp_path), native_cache_dir=None)
     runner.allocate_kv(NUM_BLOCKS)
     recorder = FakeGraphRecorder(kernels)
-    is_recorded = runner.record_graphs(recorder, (1, NUM_SLOTS), lambda share: None)
+    is_recorded = runner.record_graphs(recorder, (1, NUM_SLOTS), lambda share: None, num_slots=NUM_SLOTS)
     reasons = [vars(record)["reason"] for record in caplog.records if hasattr(record, "reason")]
     assert is_recorded == (entry.name not in NO_GRAPHS), reasons
     assert all("HostReadWhileRecording" in reason for reason in reasons)

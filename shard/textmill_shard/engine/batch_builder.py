@@ -17,6 +17,8 @@ from textmill_shard.engine.apart_pass import ApartRows
 from textmill_shard.engine.media_rows import RowPiece, RowSource
 from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import HostArray, Upload
+from textmill_shard.model.decode_graphs import DecodeGraphs, SeatedStep
+from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardBatch, HostRows, MediaStep
 from textmill_shard.sampling.row_selection import Selection, StageRows, StepRows
 from textmill_shard.slots.plan import NO_IDS, IdArray
@@ -66,7 +68,7 @@ class BatchBuilder:
         """
         arrays = self._decode_arrays(table, step) if step.is_decode else self._mixed_arrays(table, step)
         adapters_on_host: tuple[int, ...] = ()
-        if table.num_adapted and (adapters_R := table.adapters[step.slots_R]).any():
+        if (adapters_R := _adapters(table, step.slots_R)) is not None:
             arrays["adapters_R"], adapters_on_host = adapters_R, tuple(adapters_R.tolist())
         pieces: list[RowPiece] = []
         if self._media is not None and not step.is_decode and table.num_with_media:
@@ -104,21 +106,68 @@ class BatchBuilder:
             keeps_parts=self._shares_vocabulary,
         )
 
-    def build_apart(self, table: SlotTable, rows: ApartRows) -> ForwardBatch:
-        """Return the tensors of one token of each of these sequences, which lie beside the tables of their slots."""
-        max_context_len = int(rows.starts_R.max()) + 1
-        num_blocks = -(-max_context_len // self._block_size)
+    def seat(
+        self, graphs: DecodeGraphs, table: SlotTable, step: ComposedStep, upload: Upload, feed: TokenFeed | None
+    ) -> SeatedStep | None:
+        """Send a step of decodes to the memory of its graph, or return None for a step that no graph holds.
+
+        The caller builds such a step. The table holds each token that the step computes, unless `feed` does.
+        """
+        slots_R, starts_R = step.slots_R, step.starts_R
+        num_blocks = -(-(int(starts_R.max()) + 1) // self._block_size)
+        rows = DecodeRows(
+            slots_R=slots_R,
+            starts_R=starts_R,
+            tokens_R=table.last_tokens[slots_R] if feed is None else None,
+            block_tables_RB=table.block_tables_SB[slots_R, :num_blocks],
+            adapters_R=_adapters(table, slots_R),
+            is_long_rope_R=table.is_long_rope[slots_R] if self._has_two_rope_tables else None,
+            rope_deltas_R=table.rope_deltas[slots_R] if table.num_roped else None,
+        )
+        seated = graphs.seat(rows, keeps_parts=self._shares_vocabulary)
+        if seated is not None:
+            upload.send_behind(seated.packed, graphs.memory)
+            if feed is not None:
+                feed.stage_graph(seated.slots_R)
+        return seated
+
+    def seat_apart(self, graphs: DecodeGraphs, table: SlotTable, rows: ApartRows) -> SeatedStep | None:
+        """Send sequences beside the tables of their slots to the memory of a graph. None: no graph holds them."""
+        seated = graphs.seat(
+            DecodeRows(
+                slots_R=rows.slots_R,
+                starts_R=rows.starts_R,
+                tokens_R=rows.tokens_R,
+                block_tables_RB=self._tables_apart(table, rows),
+                adapters_R=_adapters(table, rows.slots_R),
+                is_long_rope_R=table.is_long_rope[rows.slots_R] if self._has_two_rope_tables else None,
+                rope_deltas_R=table.rope_deltas[rows.slots_R] if table.num_roped else None,
+            )
+        )
+        if seated is not None:
+            Upload(self._device).send_behind(seated.packed, graphs.memory)
+        return seated
+
+    def _tables_apart(self, table: SlotTable, rows: ApartRows) -> npt.NDArray[np.int32]:
+        """Return the block tables `[R, B]` of sequences beside the tables of their slots."""
+        num_blocks = -(-(int(rows.starts_R.max()) + 1) // self._block_size)
         block_tables_RB = np.full((len(rows.slots_R), num_blocks), table.num_blocks, dtype=np.int32)
         start = 0
         for tables_WB in rows.tables:
             width = min(num_blocks, tables_WB.shape[1])
             block_tables_RB[start : start + len(tables_WB), :width] = tables_WB[:, :width]
             start += len(tables_WB)
+        return block_tables_RB
+
+    def build_apart(self, table: SlotTable, rows: ApartRows) -> ForwardBatch:
+        """Return the tensors of one token of each of these sequences, which lie beside the tables of their slots."""
+        max_context_len = int(rows.starts_R.max()) + 1
+        block_tables_RB = self._tables_apart(table, rows)
         arrays = self._single_arrays(table, rows.slots_R, rows.starts_R, rows.tokens_R, block_tables_RB)
         if rows.states_R is not None:
             arrays["slots_R"] = rows.states_R
         adapters_on_host: tuple[int, ...] = ()
-        if table.num_adapted and (adapters_R := table.adapters[rows.slots_R]).any():
+        if (adapters_R := _adapters(table, rows.slots_R)) is not None:
             arrays["adapters_R"], adapters_on_host = adapters_R, tuple(adapters_R.tolist())
         if table.num_roped:
             arrays["rope_positions_3T"] = np.tile(rows.starts_R + table.rope_deltas[rows.slots_R], (3, 1))
@@ -286,3 +335,11 @@ def _span_ends(table: SlotTable, step: ComposedStep) -> npt.NDArray[np.int32]:
                 ends_T[query_start + first - start : query_start + end - start] = tokens.end
         query_start += count
     return ends_T
+
+
+def _adapters(table: SlotTable, slots_R: IdArray) -> npt.NDArray[np.int32] | None:
+    """Return the place of the adapter of each row, or None where no row has one."""
+    if not table.num_adapted:
+        return None
+    adapters_R: npt.NDArray[np.int32] = table.adapters[slots_R]
+    return adapters_R if adapters_R.any() else None

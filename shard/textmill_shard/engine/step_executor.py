@@ -23,6 +23,7 @@ from textmill_shard.engine.media_rows import RowSource
 from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import Upload
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, PreparedAdapter
+from textmill_shard.model.decode_graphs import DecodeGraphs, SeatedStep
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.media import MediaFault
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
@@ -42,6 +43,11 @@ class Runner(Protocol):
     def device(self) -> torch.device: ...
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput: ...
+
+    @property
+    def graphs(self) -> DecodeGraphs | None: ...
+
+    def replay(self, seated: SeatedStep) -> ForwardOutput: ...
 
     @property
     def adapters(self) -> AdapterHost: ...
@@ -92,7 +98,11 @@ class StepExecutor:
         self._rope = rope
         self._vocabulary = vocabulary
         self.media_faults: dict[int, str] = {}  # of slots admitted since the last look, which compute nothing
-        self.feed = TokenFeed(num_slots=facts.num_slots, device=runner.device) if has_overlap else None
+        self.feed = None
+        if has_overlap:
+            graphs = runner.graphs
+            shared = None if graphs is None or graphs.sizes.num_slots != facts.num_slots else graphs.last_ids_S
+            self.feed = TokenFeed(num_slots=facts.num_slots, device=runner.device, last_ids_S=shared)
         self._builder = BatchBuilder(
             block_size=facts.block_size,
             device=runner.device,
@@ -197,13 +207,30 @@ class StepExecutor:
         """Choose the rows of the next step."""
         return compose_step(self.table, self._budget)
 
-    def build(self, step: ComposedStep, upload: Upload | None = None) -> ForwardBatch:
-        """Return the tensors of a step. `upload` may hold further arrays, which are sent with those of the batch."""
+    def build(self, step: ComposedStep, upload: Upload | None = None) -> ForwardBatch | SeatedStep:
+        """Return the tensors of a step, or how its graph is replayed.
+
+        `upload` may hold further arrays, which are sent with those of the step.
+        """
+        upload = upload or Upload(self.device)
+        if step.is_decode and (graphs := self._graphs()) is not None:
+            seated = self._builder.seat(graphs, self.table, step, upload, self.feed)
+            if seated is not None:
+                return seated
         return self._builder.build(self.table, step, upload, self.feed)
 
-    def forward(self, step: ComposedStep, batch: ForwardBatch) -> ForwardOutput:
+    def _graphs(self) -> DecodeGraphs | None:
+        """Return the graphs, unless they read the ids of other slots than those of the feed."""
+        graphs = self._runner.graphs
+        is_fed = graphs is not None and (self.feed is None or self.feed.last_ids_S is graphs.last_ids_S)
+        return graphs if is_fed else None
+
+    def forward(self, step: ComposedStep, batch: ForwardBatch | SeatedStep) -> ForwardOutput:
         """Run the model on the step. Counts K and V of its tokens as stored, and the tokens that its rows sample."""
-        output = self._runner.forward(batch, wants_hidden=self._wants_hidden(step))
+        if isinstance(batch, SeatedStep):
+            output = self._runner.replay(batch)
+        else:
+            output = self._runner.forward(batch, wants_hidden=self._wants_hidden(step))
         self.table.advance(step.slots_R, step.counts_R)
         self.table.count_sampled(step.slots_R if step.is_decode else step.slots_R[step.samples_R])
         return output
@@ -225,6 +252,10 @@ class StepExecutor:
 
     def forward_apart(self, rows: ApartRows) -> torch.Tensor:
         """Run the model on one token of each sequence of slots that are set apart, and return the logits [R, V]."""
+        if (graphs := self._runner.graphs) is not None:
+            seated = self._builder.seat_apart(graphs, self.table, rows)
+            if seated is not None:
+                return self._runner.replay(seated).logits_NV
         return self._runner.forward(self._builder.build_apart(self.table, rows)).logits_NV
 
     def follow_apart(self, one: ApartPass) -> None:

@@ -35,9 +35,30 @@ class Upload:
             return
         if not self._arrays:
             return
-        # torch keeps the pinned memory until the copy has ended.
-        sent = torch.from_numpy(pack_arrays(self._arrays)).pin_memory().to(self._device, non_blocking=True)
+        sent = self._on_host(pack_arrays(self._arrays)).to(self._device, non_blocking=True)
         self._tensors = unpack_tensors(sent, self._arrays)
+
+    def send_behind(self, first: HostArray, memory: torch.Tensor) -> None:
+        """Start one copy of an array to the beginning of `memory` (uint8), with the collected arrays behind it.
+
+        `memory` changes with the next such copy, and the collected arrays may be needed longer, so that their tensors
+        have memory of their own. Arrays for which `memory` has no room are copied by themselves.
+        """
+        packed = pack_arrays([first, *self._arrays])
+        if len(packed) > len(memory):
+            packed = pack_arrays([first])
+            memory[: len(packed)].copy_(self._on_host(packed), non_blocking=True)
+            self.send()
+            return
+        memory[: len(packed)].copy_(self._on_host(packed), non_blocking=True)
+        if self._arrays:
+            behind = memory[len(packed) - _starts([values.nbytes for values in self._arrays])[-1] : len(packed)].clone()
+            self._tensors = unpack_tensors(behind, self._arrays)
+
+    def _on_host(self, packed: HostArray) -> torch.Tensor:
+        """Return the bytes as a tensor from which the device can copy. torch keeps pinned memory until a copy ends."""
+        tensor = torch.from_numpy(packed)
+        return tensor if self._device.type == "cpu" else tensor.pin_memory()
 
     def tensor(self, number: int) -> torch.Tensor:
         """Return the tensor on the device of the array with this number."""

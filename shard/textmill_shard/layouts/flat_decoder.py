@@ -78,7 +78,9 @@ class TransformersDecoder:
         if not self._can_choose_logits:
             logits_NV = logits_NV.index_select(0, batch.logit_rows_N)
         hidden_TD = self._tap.take_hidden() if wants_hidden else None
-        return ForwardOutput(logits_NV=logits_NV.float(), hidden_TD=hidden_TD)
+        out_NV = batch.logits_out_NV
+        logits_NV = logits_NV.float() if out_NV is None else out_NV.copy_(logits_NV)
+        return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD)
 
     def _project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         with self._tap.given(hidden_nD):

@@ -27,7 +27,7 @@ from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.loader.stored_kv_scales import ScaleSource, read_kv_scales
 from textmill_shard.loader.token_ids import EndIds, check_padding_id, find_end_ids, warn_of_suppressed
 from textmill_shard.model.media import MediaFacts
-from textmill_shard.model.runner import ModelFacts, ModelRunner, RowScans
+from textmill_shard.model.runner import ModelFacts, ModelRunner, RowKernels
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
@@ -176,7 +176,7 @@ def _make_runner(
     source: ModelSource,
     end_ids: EndIds,
     kernels: Kernels | None,
-    device_scans: RowScans | None,
+    device_scans: RowKernels | None,
     has_fixed_attention: bool,
 ) -> ModelRunner:
     """Return the runner of a layout.

@@ -1,29 +1,32 @@
 """CUDA graphs of decode steps: the launches of a step are recorded once for each bucket of rows, and replayed.
 
-A graph reads and writes fixed memory, so that a step is copied into static tensors, which are as long as the bucket.
-Rows beyond those of the step are padding in the scratch block. No Python runs at a replay: everything that a layer or a
-kernel reads stands in the static tensors.
+A graph reads and writes fixed memory. The packed form of a step (`model/decode_rows.py`) goes to the device in one
+copy, and the first kernel of the graph makes of the form the tensors that the layers read, as long as the bucket. Rows
+beyond those of the step become padding in the scratch block, and the ids that the slots sampled last come from the
+memory where the step before has put them. No Python runs at a replay.
 """
 
-# T tokens of the step, R rows of the step, one token each, n rows of a bucket, B blocks of the widest table, N = T
+# R rows of the step, one token each, n rows of a bucket, B blocks of the widest table, S slots
 
 import logging
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from textmill_shard.model.decode_rows import DecodeRows, packed_length
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import KvPool
 
 log = logging.getLogger(__name__)
 
-# Largest difference between a replay and the step that was launched anew, relative to the largest logit. Both run one
-# sequence of kernels, and a library may choose another kernel for a product while a graph is recorded.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Behind the packed form the arrays of the sampler travel in the same copy: at most two for each of its wishes.
+BESIDE_BYTES_PER_ROW = 512
+BESIDE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +46,81 @@ class GraphRecorder(Protocol):
 
 
 class CudaGraphRecorder:
-    """Records with CUDA, into one pool of memory. The largest step comes first, and others fit into its memory."""
+    """Records with CUDA, into one pool of memory. The largest step comes first, and others fit into its memory.
+
+    All recordings run on one stream, as torch asks of recordings that share a pool. A library has memory of its own for
+    each stream, such as the 32 MiB of cuBLAS, which it takes here once.
+    """
 
     def __init__(self) -> None:
         self._pool: object = None
+        self._stream: torch.cuda.Stream | None = None
 
     def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # The first run compiles kernels and lets libraries reserve memory, which a recording must not do.
-        side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             run()
-        torch.cuda.current_stream().wait_stream(side_stream)
-        torch.cuda.synchronize()
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
+        # Only this thread may do nothing that a recording forbids: NCCL watches its work in a thread of its own.
+        with torch.cuda.graph(
+            graph,
+            pool=self._pool,  # type: ignore[arg-type]
+            stream=self._stream,
+            capture_error_mode="thread_local",
+        ):
             output = run()
         self._pool = graph.pool()
         return RecordedStep(replay=graph.replay, output=output)
+
+
+class RowUnpacker(Protocol):
+    """The kernel that begins a graph (`triton_kernels/interface.py`)."""
+
+    def unpack_rows(
+        self,
+        packed: torch.Tensor,
+        last_ids_S: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scratch_block: int,
+        block_size: int,
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSizes:
+    """What the memory of graphs must have room for."""
+
+    buckets: Sequence[int]  # numbers of rows
+    num_slots: int
+    table_width: int  # blocks of the longest request
+    has_two_rope_tables: bool = False
+    has_rope_positions: bool = False  # rotary positions may differ from positions
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the packed form and of the tensors that the layers read."""
+        most = max(self.buckets)
+        unpacked = most * (4 * self.table_width + 5 * 8 + 3 * 4 + 1 + 3 * 8)
+        return 4 * packed_length(most, self.table_width) + most * BESIDE_BYTES_PER_ROW + BESIDE_BYTES + unpacked
+
+
+@dataclass(frozen=True, slots=True)
+class SeatedStep:
+    """A decode step whose graph can be replayed, as soon as `packed` stands at the beginning of `DecodeGraphs.memory`.
+
+    `slots_R` (int64, on the device) are the slots of the rows from the replay to the next one.
+    """
+
+    recorded: RecordedStep
+    num_rows: int
+    packed: npt.NDArray[np.int32]
+    slots_R: torch.Tensor
+    keeps_parts: bool = False  # as in the batch
 
 
 def default_buckets(max_rows: int) -> tuple[int, ...]:
@@ -69,95 +129,127 @@ def default_buckets(max_rows: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < max_rows), max_rows)
 
 
-class GraphMismatch(Exception):
-    """The replay of a graph has given other logits than the step that was launched anew."""
-
-
 class DecodeGraphs:
-    """The graphs of one model over one KV pool. Only the thread that runs the steps calls this object."""
+    """The graphs of one model over one KV pool. Only the thread that runs the steps calls this object.
+
+    Replays follow one another on one stream, and so do the copies of packed forms between them. So a copy finds the
+    replay before ended, and neither needs a second memory.
+    """
 
     def __init__(
         self,
         *,
         forward: Callable[[ForwardBatch], ForwardOutput],
+        unpacker: RowUnpacker,
         pool: KvPool,
-        buckets: Sequence[int],
-        table_width: int,
-        vocab_size: int,
-        dtype: torch.dtype,
-        has_two_rope_tables: bool,
+        sizes: GraphSizes,
     ) -> None:
-        """`table_width` is the number of blocks of the longest request. A bucket is a number of rows."""
         self._forward = forward
+        self._unpacker = unpacker
         self._pool = pool
-        self._buckets = sorted(set(buckets))
-        self._vocab_size = vocab_size
-        self._dtype = dtype
+        self.sizes = sizes
+        self._buckets = sorted(set(sizes.buckets))
         self._recorded: dict[int, RecordedStep] = {}
-        self._num_filled = 0  # rows of the static tensors that are no padding
+        self._ready: list[int] = []  # buckets that are recorded, rising
         num_rows, device = self._buckets[-1], pool.device
+        packed_bytes = 4 * packed_length(num_rows, sizes.table_width)
+        beside_bytes = num_rows * BESIDE_BYTES_PER_ROW + BESIDE_BYTES
+        self.memory = torch.zeros(packed_bytes + beside_bytes, dtype=torch.uint8, device=device)
+        self._packed = self.memory[:packed_bytes].view(torch.int32)
+        self.last_ids_S = torch.zeros(sizes.num_slots, dtype=torch.int64, device=device)  # sampled last, by slot
+
+        def numbers(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self._slots_n = numbers(num_rows)
+        self._logits_NV: torch.Tensor | None = None  # of the largest bucket; all graphs write to its first rows
         self._static = ForwardBatch(
-            input_ids_T=torch.zeros(num_rows, dtype=torch.int64, device=device),
-            position_ids_T=torch.zeros(num_rows, dtype=torch.int64, device=device),
-            kv_places_T=torch.full((num_rows,), self._scratch_place, dtype=torch.int64, device=device),
+            input_ids_T=numbers(num_rows),
+            position_ids_T=numbers(num_rows),
+            kv_places_T=numbers(num_rows),
             query_starts=torch.arange(num_rows + 1, dtype=torch.int32, device=device),
-            context_lens_R=torch.ones(num_rows, dtype=torch.int32, device=device),
-            block_tables_RB=torch.full((num_rows, table_width), pool.num_blocks, dtype=torch.int32, device=device),
+            context_lens_R=numbers(num_rows, dtype=torch.int32),
+            block_tables_RB=numbers(num_rows, sizes.table_width, dtype=torch.int32),
             logit_rows_N=torch.arange(num_rows, dtype=torch.int64, device=device),
             max_query_len=1,
-            max_context_len=table_width * pool.block_size,
-            is_long_rope_T=torch.zeros(num_rows, dtype=torch.bool, device=device) if has_two_rope_tables else None,
+            max_context_len=sizes.table_width * pool.block_size,
+            slots_R=self._slots_n,
+            is_long_rope_T=numbers(num_rows, dtype=torch.bool) if sizes.has_two_rope_tables else None,
+            rope_positions_3T=numbers(3, num_rows) if sizes.has_rope_positions else None,
         )
 
     @property
-    def _scratch_place(self) -> int:
-        return self._pool.num_blocks * self._pool.block_size
+    def buckets(self) -> Sequence[int]:
+        """The numbers of rows, rising."""
+        return self._buckets
 
-    def record(self, recorder: GraphRecorder, on_progress: Callable[[float], None]) -> None:
-        """Record every bucket, the largest first, and compare each with the step itself on two different inputs.
+    @property
+    def pool(self) -> KvPool:
+        return self._pool
 
-        Raises GraphMismatch, or the exception of work that no graph can hold.
-        """
-        began_s = time.monotonic()
-        _fill_with_noise(self._pool, num_blocks=min(self._buckets[-1], self._pool.num_blocks))
-        for number, bucket in enumerate(reversed(self._buckets)):
-            static = self._rows(bucket)
-            self._recorded[bucket] = recorder.record(lambda static=static: self._forward(static))  # type: ignore[misc]
-            for seed in (1, 2):
-                self._compare(bucket, seed)
-            on_progress((number + 1) / len(self._buckets))
-        seconds = round(time.monotonic() - began_s, 2)
-        log.info("decode steps recorded as graphs", extra={"buckets": self._buckets, "seconds": seconds})
+    def record(self, recorder: GraphRecorder, bucket: int) -> None:
+        """Record the steps of one bucket. Raises the exception of work that no graph can hold."""
+        self._packed.zero_()  # a step without rows: all that is written goes to the scratch block
+        if self._logits_NV is None:
+            # Memory of their own for the logits of each bucket would stay taken, a gigabyte for 256 rows of a large
+            # vocabulary. A rank may have a part of the vocabulary, so that a step tells how wide the logits are.
+            self._logits_NV = torch.zeros_like(self._run(self._rows(self._buckets[-1])).logits_NV)
+        self._recorded[bucket] = recorder.record(lambda: self._run(self._rows(bucket)))
+        self._ready = sorted(self._recorded)
 
-    def replay(self, batch: ForwardBatch) -> ForwardOutput | None:
-        """Compute a decode step by its graph. Returns None for a batch that no graph holds."""
-        num_rows = len(batch.context_lens_R)
-        place = bisect_left(self._buckets, num_rows)
-        if place == len(self._buckets) or not self._holds(batch, num_rows):
+    def seat(self, rows: DecodeRows, *, keeps_parts: bool = False) -> SeatedStep | None:
+        """Return how a step is replayed, or None for a step that no graph holds."""
+        place = bisect_left(self._ready, rows.num_rows)
+        if place == len(self._ready) or not self._holds(rows):
             return None
-        return self._replay(batch, self._buckets[place])
-
-    def _replay(self, batch: ForwardBatch, bucket: int) -> ForwardOutput:
-        num_rows = len(batch.context_lens_R)
-        self._fill(batch, num_rows)
-        recorded = self._recorded[bucket]
-        recorded.replay()
-        # The next replay writes the memory of the graph anew, and a step may need its logits until its tokens are read.
-        return ForwardOutput(logits_NV=recorded.output.logits_NV[:num_rows].clone(), hidden_TD=None)
-
-    def _holds(self, batch: ForwardBatch, num_rows: int) -> bool:
-        absent = (batch.adapters_R, batch.encoder_lens_R, batch.media, batch.rope_positions_3T, batch.span_ends_T)
-        return (
-            batch.max_query_len == 1
-            and len(batch.input_ids_T) == len(batch.logit_rows_N) == num_rows
-            and all(tensor is None for tensor in absent)
-            and (batch.is_long_rope_T is None) == (self._static.is_long_rope_T is None)
-            and batch.block_tables_RB.shape[1] <= self._static.block_tables_RB.shape[1]
+        return SeatedStep(
+            recorded=self._recorded[self._ready[place]],
+            num_rows=rows.num_rows,
+            packed=rows.pack(),
+            slots_R=self._slots_n[: rows.num_rows],
+            keeps_parts=keeps_parts,
         )
+
+    def replay(self, seated: SeatedStep) -> ForwardOutput:
+        """Compute a step whose packed form stands at the beginning of the memory, or is on its way there."""
+        seated.recorded.replay()
+        # The next replay writes the memory of the graph anew, and a step may need its logits until its tokens are read.
+        return ForwardOutput(logits_NV=seated.recorded.output.logits_NV[: seated.num_rows].clone(), hidden_TD=None)
+
+    def launch(self, batch: ForwardBatch) -> ForwardOutput:
+        """Compute a step without a graph."""
+        return self._forward(batch)
+
+    def run(self, rows: DecodeRows) -> ForwardOutput:
+        """Compute a step alone: copy the packed form, and replay. The step must fit a bucket."""
+        seated = self.seat(rows)
+        assert seated is not None, f"no graph holds {rows.num_rows} rows with tables of {rows.width} blocks"
+        self._packed[: len(seated.packed)].copy_(torch.from_numpy(seated.packed))
+        return self.replay(seated)
+
+    def _holds(self, rows: DecodeRows) -> bool:
+        sizes = self.sizes
+        return (
+            rows.width <= sizes.table_width
+            and rows.adapters_R is None
+            and (rows.is_long_rope_R is None or sizes.has_two_rope_tables)
+            and (rows.rope_deltas_R is None or sizes.has_rope_positions)
+        )
+
+    def _run(self, rows: ForwardBatch) -> ForwardOutput:
+        self._unpacker.unpack_rows(
+            self._packed,
+            self.last_ids_S,
+            rows,
+            scratch_block=self._pool.num_blocks,
+            block_size=self._pool.block_size,
+        )
+        return self._forward(rows)
 
     def _rows(self, num_rows: int) -> ForwardBatch:
         """Return the first rows of the static tensors, as views."""
-        static, is_long = self._static, self._static.is_long_rope_T
+        static, is_long, rope = self._static, self._static.is_long_rope_T, self._static.rope_positions_3T
+        logits_NV = self._logits_NV
         return replace(
             static,
             input_ids_T=static.input_ids_T[:num_rows],
@@ -167,76 +259,8 @@ class DecodeGraphs:
             context_lens_R=static.context_lens_R[:num_rows],
             block_tables_RB=static.block_tables_RB[:num_rows],
             logit_rows_N=static.logit_rows_N[:num_rows],
+            slots_R=self._slots_n[:num_rows],
             is_long_rope_T=None if is_long is None else is_long[:num_rows],
+            rope_positions_3T=None if rope is None else rope[:, :num_rows],
+            logits_out_NV=None if logits_NV is None else logits_NV[:num_rows],
         )
-
-    def _fill(self, batch: ForwardBatch, num_rows: int) -> None:
-        """Copy a step into the static tensors. Columns of a block table beyond those of the step are never read."""
-        rows = self._rows(num_rows)
-        rows.input_ids_T.copy_(batch.input_ids_T)
-        rows.position_ids_T.copy_(batch.position_ids_T)
-        rows.kv_places_T.copy_(batch.kv_places_T)
-        rows.context_lens_R.copy_(batch.context_lens_R)
-        rows.block_tables_RB[:, : batch.block_tables_RB.shape[1]].copy_(batch.block_tables_RB)
-        if rows.is_long_rope_T is not None and batch.is_long_rope_T is not None:
-            rows.is_long_rope_T.copy_(batch.is_long_rope_T)
-        if self._num_filled > num_rows:
-            self._clear(num_rows, self._num_filled)
-        self._num_filled = num_rows
-
-    def _clear(self, first: int, end: int) -> None:
-        """Make padding of some rows, which then write to the scratch block and read nothing else."""
-        static = self._static
-        static.input_ids_T[first:end].zero_()
-        static.position_ids_T[first:end].zero_()
-        static.kv_places_T[first:end].fill_(self._scratch_place)
-        static.context_lens_R[first:end].fill_(1)
-        static.block_tables_RB[first:end].fill_(self._pool.num_blocks)
-        if static.is_long_rope_T is not None:
-            static.is_long_rope_T[first:end].zero_()
-
-    def _compare(self, bucket: int, seed: int) -> None:
-        """Replay a step of random rows, and launch the rows anew. Raises GraphMismatch."""
-        batch = self._trial(max(1, bucket - seed + 1), seed)  # with no padding, and with a row of padding
-        expected_NV = self._forward(batch).logits_NV.clone()
-        assert self._holds(batch, len(expected_NV)), "the static tensors have room for two blocks"
-        difference = (self._replay(batch, bucket).logits_NV - expected_NV).abs().max() / expected_NV.abs().max().clamp(
-            min=1e-6
-        )
-        if not bool(difference <= TOLERANCE[self._dtype]):  # NaN is not at most a number
-            raise GraphMismatch(
-                f"a step of {len(expected_NV)} rows gives other logits as a graph, by {float(difference):.2g} of the "
-                "largest"
-            )
-
-    def _trial(self, num_rows: int, seed: int) -> ForwardBatch:
-        """Return a decode step in which row r writes to block r, behind the block of the next row for seed 2."""
-        block_size, device = self._pool.block_size, self._pool.device
-        random = torch.Generator().manual_seed(1000 * seed + num_rows)
-        offsets = torch.randint(block_size, (num_rows,), generator=random)
-        own = torch.arange(num_rows, dtype=torch.int32)
-        tables = own.unsqueeze(-1) if seed == 1 else torch.stack([own.roll(-1), own], dim=1)
-        positions = offsets + block_size * (tables.shape[1] - 1)
-        is_long = None if self._static.is_long_rope_T is None else (own % 2 == seed % 2).to(device)
-        return ForwardBatch(
-            input_ids_T=torch.randint(self._vocab_size, (num_rows,), generator=random).to(device),
-            position_ids_T=positions.to(device),
-            kv_places_T=(own.long() * block_size + offsets).to(device),
-            query_starts=torch.arange(num_rows + 1, dtype=torch.int32, device=device),
-            context_lens_R=(positions + 1).to(device, torch.int32),
-            block_tables_RB=tables.contiguous().to(device),
-            logit_rows_N=torch.arange(num_rows, device=device),
-            max_query_len=1,
-            max_context_len=int(positions.max()) + 1,
-            is_long_rope_T=is_long,
-        )
-
-
-@torch.inference_mode()
-def _fill_with_noise(pool: KvPool, *, num_blocks: int) -> None:
-    """Write numbers to the first blocks and to the scratch block, where anything may have stood before, even NaN."""
-    random = torch.Generator(pool.device).manual_seed(0)
-    for tensor in (*pool.keys, *pool.values):
-        shape = (num_blocks, *tensor.shape[1:])
-        tensor[-1] = 0.0
-        tensor[:num_blocks] = torch.randn(shape, generator=random, device=pool.device).to(tensor.dtype)

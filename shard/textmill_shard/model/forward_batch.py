@@ -58,6 +58,7 @@ class ForwardBatch:
     adapters_on_host: tuple[int, ...] = ()  # the numbers of `adapters_R`, where the host knows them
     # Whether ranks that share a vocabulary leave the logits in their parts, instead of laying whole rows together.
     keeps_parts: bool = False
+    logits_out_NV: torch.Tensor | None = None  # float32 memory to which the logits are written; None: new memory
     on_host: "HostRows | None" = None  # None: who needs these numbers reads them from the tensors, and waits on a GPU
 
     def starts(self) -> list[int]:

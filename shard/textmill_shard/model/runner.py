@@ -3,6 +3,7 @@
 # T tokens of the step, N rows whose logits are wanted, V vocabulary, D width of the hidden states, n rows handed in
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -12,8 +13,9 @@ from torch import nn
 
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets
-from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder
+from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder, GraphSizes, RowUnpacker, SeatedStep
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.graph_check import GraphCheck
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS, KvPool, LayerKvSpec, kv_bytes_per_block
 from textmill_shard.model.kv_scales import KV_TYPES, KvScales
 from textmill_shard.model.media import MediaFacts, MediaRows, MediaTower, RopePositions, TokenSpan
@@ -76,6 +78,10 @@ class RowScans(Protocol):
     def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor: ...
 
 
+class RowKernels(RowScans, RowUnpacker, Protocol):
+    """Kernels around the layers of a step on a GPU."""
+
+
 class ModelRunner:
     """Owns the weights and the KV pool of this rank. One thread calls the runner.
 
@@ -92,7 +98,7 @@ class ModelRunner:
         targets: AdapterTargets,
         adapters: AdapterHost,
         kernels: Kernels | None = None,
-        device_scans: RowScans | None = None,
+        device_scans: RowKernels | None = None,
         has_fixed_attention: bool = True,
         media: MediaFacts | None = None,
         tower: MediaTower | None = None,
@@ -176,13 +182,12 @@ class ModelRunner:
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
         """Compute all tokens of the batch and write their keys and values. Logits are of `logit_rows_N` alone."""
-        output = None
-        if self._graphs is not None and not wants_hidden:
-            output = self._graphs.replay(batch)
-        if output is None:
-            output = self._decoder.forward(batch, wants_hidden)
+        return self._joined(self._decoder.forward(batch, wants_hidden), keeps_parts=batch.keeps_parts)
+
+    def _joined(self, output: ForwardOutput, *, keeps_parts: bool) -> ForwardOutput:
+        """Lay whole rows of logits together, unless ranks that share a vocabulary leave them in their parts."""
         vocabulary = self.vocabulary
-        if vocabulary is None or batch.keeps_parts:
+        if vocabulary is None or keeps_parts:
             return output
         with torch.inference_mode():
             return replace(output, logits_NV=vocabulary.join_rows(output.logits_NV), scan=None)
@@ -192,36 +197,72 @@ class ModelRunner:
         """Whether the launches of a decode step depend on its number of rows alone, as a graph of them needs."""
         return self.facts.layout == "flat" and self.device_scans is not None and self._has_fixed_attention
 
-    def record_graphs(
-        self, recorder: GraphRecorder, buckets: Sequence[int], on_progress: Callable[[float], None]
-    ) -> bool:
-        """Record decode steps of so many rows, over the present pool. Every rank calls this.
+    @property
+    def graphs(self) -> DecodeGraphs | None:
+        """The graphs of decode steps over the present pool. None: each step is launched operation by operation."""
+        return self._graphs
 
-        Returns False where that fails on a rank. Steps are then launched one by one, as before.
+    def replay(self, seated: SeatedStep) -> ForwardOutput:
+        """Compute a decode step by its graph. Every rank replays the steps that the other ranks replay."""
+        assert self._graphs is not None
+        return self._joined(self._graphs.replay(seated), keeps_parts=seated.keeps_parts)
+
+    def graph_sizes(self, buckets: Sequence[int], *, num_slots: int, num_blocks: int | None = None) -> GraphSizes:
+        """Return the sizes of graphs for so many rows. `num_blocks` bounds requests, None for a pool of any size."""
+        facts = self.facts
+        longest = facts.max_model_tokens or UNBOUNDED_TOKENS
+        if num_blocks is not None:
+            longest = min(longest, num_blocks * facts.block_size)
+        return GraphSizes(
+            buckets=buckets,
+            num_slots=num_slots,
+            table_width=-(-longest // facts.block_size),
+            has_two_rope_tables=facts.rope_border is not None,
+            has_rope_positions=self.media is not None and self.media.has_rope_positions,
+        )
+
+    def record_graphs(
+        self,
+        recorder: GraphRecorder,
+        buckets: Sequence[int],
+        on_progress: Callable[[float], None],
+        *,
+        num_slots: int,
+        check: Callable[[DecodeGraphs, int], str] | None = None,
+    ) -> bool:
+        """Record decode steps of so many rows, over the present pool. Every rank calls this, with equal arguments.
+
+        `check` returns what is wrong with the graph of a bucket, or ""; None compares replays with steps. Returns False
+        where a recording or a check fails on a rank. Steps are then launched one by one, as before.
         """
         assert self._pool is not None
-        facts = self.facts
-        longest = min(facts.max_model_tokens or UNBOUNDED_TOKENS, self._pool.num_blocks * facts.block_size)
+        assert self.device_scans is not None
+        began_s = time.monotonic()
         graphs = DecodeGraphs(
             forward=lambda batch: self._decoder.forward(batch, False),
+            unpacker=self.device_scans,
             pool=self._pool,
-            buckets=buckets,
-            table_width=-(-longest // facts.block_size),
-            vocab_size=facts.vocab_size,
-            dtype=self.dtype,
-            has_two_rope_tables=facts.rope_border is not None,
+            sizes=self.graph_sizes(buckets, num_slots=num_slots, num_blocks=self._pool.num_blocks),
         )
-        reason = ""
-        try:
-            graphs.record(recorder, on_progress)
-        except Exception as error:  # whatever CUDA says of work that no graph can hold
-            reason = f"{type(error).__name__}: {error}"
-        if not self.parallel.min_int(int(not reason), self.device):
-            log.warning(
-                "decode steps are launched one by one, because no graph of them can be had: more time of the host",
-                extra={"reason": reason or "another rank has no graph"},
-            )
-            return False
+        if check is None:
+            own_check = GraphCheck(graphs, vocab_size=self.facts.vocab_size, dtype=self.dtype)
+            check = lambda _, bucket: own_check.fault(bucket)  # noqa: E731
+        for number, bucket in enumerate(reversed(graphs.buckets)):
+            try:
+                graphs.record(recorder, bucket)
+                reason = check(graphs, bucket)
+            except Exception as error:  # whatever CUDA says of work that no graph can hold
+                reason = f"{type(error).__name__}: {error}"
+            # All ranks stop at one bucket, because the steps of the next one exchange tensors.
+            if not self.parallel.min_int(int(not reason), self.device):
+                log.warning(
+                    "decode steps are launched one by one, because no graph of them can be had: more time of the host",
+                    extra={"reason": reason or "another rank has no graph"},
+                )
+                return False
+            on_progress((number + 1) / len(graphs.buckets))
+        seconds = round(time.monotonic() - began_s, 2)
+        log.info("decode steps recorded as graphs", extra={"buckets": graphs.buckets, "seconds": seconds})
         self._graphs = graphs
         return True
 

@@ -11,6 +11,7 @@ import torch
 
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.model.adapter import LowRank
+from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.tiles import Tile
@@ -51,6 +52,22 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 class DeviceKernels(Protocol):
     """The kernels of one GPU. A call launches work on the current stream and waits for nothing."""
+
+    def unpack_rows(
+        self,
+        packed: torch.Tensor,
+        last_ids_S: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scratch_block: int,
+        block_size: int,
+    ) -> None:
+        """Write the decode step of a packed form (`model/decode_rows.py`, int32) to the tensors of a batch.
+
+        The batch has room for more rows, which become padding. `last_ids_S` int64 has the id that each slot sampled
+        last, for rows whose form does not say the id.
+        """
+        ...
 
     def write_kv(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from textmill_shard.attention.base import AttentionRule, RotaryTables
-from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.model.forward_batch import ForwardBatch, RowScan
 from textmill_shard.model.kv_scales import KvScales, largest_number
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.device.attention import merge_splits, paged_attention
@@ -19,6 +19,7 @@ from textmill_shard.triton_kernels.device.low_rank import expand, shrink
 from textmill_shard.triton_kernels.device.noise import gumbel
 from textmill_shard.triton_kernels.device.norm import rms_norm
 from textmill_shard.triton_kernels.device.row_scan import merge_parts, scan_parts
+from textmill_shard.triton_kernels.device.unpack_rows import unpack_rows
 from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.part_candidates import best_of_parts
 from textmill_shard.triton_kernels.tiles import low_rank_tile, num_splits, power_of_two
@@ -33,6 +34,7 @@ from textmill_shard.triton_kernels.variants import (
     norm_constants,
     scan_constants,
     shrink_constants,
+    unpack_constants,
     write_constants,
 )
 
@@ -42,6 +44,38 @@ class TritonKernels:
 
     def __init__(self, *, num_multiprocessors: int) -> None:
         self._num_multiprocessors = num_multiprocessors
+
+    def unpack_rows(
+        self,
+        packed: torch.Tensor,
+        last_ids_S: torch.Tensor,
+        batch: ForwardBatch,
+        *,
+        scratch_block: int,
+        block_size: int,
+    ) -> None:
+        assert batch.slots_R is not None
+        rope = batch.rope_positions_3T
+        _launch(
+            unpack_rows,
+            (len(batch.context_lens_R),),
+            packed,
+            last_ids_S,
+            batch.slots_R,
+            batch.input_ids_T,
+            batch.position_ids_T,
+            batch.kv_places_T,
+            batch.context_lens_R,
+            batch.block_tables_RB,
+            batch.adapters_R,
+            batch.is_long_rope_T,
+            rope,
+            batch.block_tables_RB.stride(0),
+            0 if rope is None else rope.stride(0),
+            scratch_block,
+            constants=unpack_constants(block_size=block_size),
+            num_warps=1,
+        )
 
     def write_kv(
         self,

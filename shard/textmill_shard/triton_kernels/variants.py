@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, get_args
 
+from textmill_shard.model.decode_rows import FED, FIELDS, HEADER
 from textmill_shard.triton_kernels.interface import ACTIVATIONS, Activation
 from textmill_shard.triton_kernels.tiles import LowRankTile, Tile, attention_tile, low_rank_tile, power_of_two
 
@@ -37,6 +38,7 @@ SCAN_IDS = 4096  # scores of a part of a row
 NOISE_IDS = 256  # ids of a program that makes noise
 LIST_ENTRIES = 512  # entries of a list of ids that a program reads at a time
 GATE_TILE = 1024  # elements of a program of the gate
+COPIED_BLOCKS = 128  # entries of a block table that a program copies at a time
 LONGEST_CHUNK = 1024  # tokens of a sequence in the chunks of the table
 
 
@@ -135,7 +137,16 @@ class LowRankCase:
         return low_rank_tile(max_rank=self.max_rank, is_decode=self.is_decode)
 
 
-Case = AttentionCase | MergeCase | WriteCase | NormCase | GateCase | ScanCase | LowRankCase | NoiseCase
+@dataclass(frozen=True, slots=True)
+class UnpackCase:
+    """What a variant of `unpack_rows` is for."""
+
+    has_adapters: bool = False
+    has_two_rope_tables: bool = False
+    has_rope_positions: bool = False
+
+
+Case = AttentionCase | MergeCase | WriteCase | NormCase | GateCase | ScanCase | LowRankCase | NoiseCase | UnpackCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +278,17 @@ def expand_constants(tile: LowRankTile, *, num_outputs: int) -> dict[str, Any]:
         "ROWS": tile.rows,
         "RANK_TILE": tile.ranks,
         "Z_WIDTH": tile.width,
+    }
+
+
+def unpack_constants(*, block_size: int) -> dict[str, Any]:
+    """Return the constants of `unpack_rows`."""
+    return {
+        "HEADER": HEADER,
+        "NUM_FIELDS": len(FIELDS),
+        "FED": FED,
+        "BLOCK_SIZE": block_size,
+        "TILE": COPIED_BLOCKS,
     }
 
 
@@ -491,6 +513,26 @@ def _noise(case: NoiseCase) -> Variant:
     )
 
 
+def _unpack(case: UnpackCase, *, is_sample: bool = False) -> Variant:
+    names = ("adapters", case.has_adapters), ("two rotary tables", case.has_two_rope_tables)
+    given = [name for name, has_it in (*names, ("rotary positions", case.has_rope_positions)) if has_it]
+    return Variant(
+        kernel="unpack_rows",
+        name=", ".join(["decode rows", *given]),
+        case=case,
+        types=(
+            *("*i32", "*i64", "*i64", "*i64", "*i64", "*i64", "*i32", "*i32"),
+            "*i32" if case.has_adapters else None,
+            "*i1" if case.has_two_rope_tables else None,
+            "*i64" if case.has_rope_positions else None,
+            *("i32", "i32", "i32"),
+        ),
+        constants=unpack_constants(block_size=BLOCK_SIZE),
+        num_warps=1,
+        is_sample=is_sample,
+    )
+
+
 def _scan_rows() -> Sequence[Variant]:
     cases = [ScanCase(128_256), *(ScanCase(128_256, (change,)) for change in CHANGES), ScanCase(128_256, CHANGES)]
     rows = [row for case in cases for row in _scans(case, is_sample=not case.changes)]
@@ -580,4 +622,8 @@ VARIANTS: tuple[Variant, ...] = (
     *_low_rank_rows("shrink"),
     *_low_rank_rows("expand"),
     _noise(NoiseCase(1024)),
+    _unpack(UnpackCase(), is_sample=True),
+    _unpack(UnpackCase(has_adapters=True)),
+    _unpack(UnpackCase(has_two_rope_tables=True)),
+    _unpack(UnpackCase(has_adapters=True, has_two_rope_tables=True, has_rope_positions=True)),
 )

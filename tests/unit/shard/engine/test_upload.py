@@ -42,6 +42,35 @@ def test_on_a_cpu_tensors_share_the_memory_of_the_arrays() -> None:
         upload.add(values)
 
 
+@pytest.mark.parametrize("num_bytes", [400, 48], ids=["room for all", "room for the first alone"])
+def test_arrays_behind_the_numbers_of_a_graph_outlive_the_next_copy(num_bytes: int) -> None:
+    memory = torch.zeros(num_bytes, dtype=torch.uint8)
+    upload = Upload(torch.device("cpu"))
+    numbers = [upload.add(values) for values in ARRAYS]
+    first = np.array([5, 6, 7], dtype=np.int32)
+    upload.send_behind(first, memory)
+    assert memory[:12].view(torch.int32).tolist() == [5, 6, 7]
+    Upload(torch.device("cpu")).send_behind(np.full(num_bytes // 4, -1, dtype=np.int32), memory)
+    for number, values in zip(numbers, ARRAYS, strict=True):
+        assert np.array_equal(upload.tensor(number).numpy(), values)
+
+
+def test_a_graph_step_is_one_copy_to_the_gpu() -> None:
+    gpu = FakeGpu()
+    with gpu:
+        device = torch.device("cuda:0")
+        memory = torch.zeros(1000, dtype=torch.uint8, device=device)
+        gpu.counts.clear()
+        Upload(device).send_behind(np.array([1, 2]), memory)
+        assert gpu.counts == {"copy to the GPU": 1}
+        upload = Upload(device)
+        number = upload.add(np.array([3, 4]))
+        upload.send_behind(np.array([1, 2]), memory)
+        assert gpu.counts == {"copy to the GPU": 2, "clone": 1}
+        assert upload.tensor(number).device.type == "cuda"
+        assert gpu.num_waits == 0
+
+
 def test_packed_arrays_come_out_as_they_went_in_from_aligned_places() -> None:
     packed = torch.from_numpy(pack_arrays(ARRAYS))
     tensors = unpack_tensors(packed, ARRAYS)

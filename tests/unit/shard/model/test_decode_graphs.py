@@ -1,13 +1,16 @@
 """Decode steps as graphs, with a recorder that runs no Python at a replay, as CUDA runs none."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
-from textmill_shard.model.decode_graphs import default_buckets
+from textmill_shard.model.decode_graphs import DecodeGraphs, default_buckets
+from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
@@ -63,6 +66,24 @@ def filled(runner: ModelRunner) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in (*pool.keys, *pool.values)]
 
 
+def decode_rows(lengths: list[int], *, first_block: int = 0, adapter: int | None = None) -> DecodeRows:
+    """Return the rows of `decode` on the host."""
+    num_rows = len(lengths)
+    return DecodeRows(
+        slots_R=np.arange(num_rows),
+        starts_R=np.array(lengths) - 1,
+        tokens_R=np.arange(num_rows) + 7,
+        block_tables_RB=first_block + np.arange(2 * num_rows, dtype=np.int32).reshape(num_rows, 2),
+        adapters_R=None if adapter is None else np.full(num_rows, adapter),
+    )
+
+
+def graphs_of(runner: ModelRunner) -> DecodeGraphs:
+    graphs = runner.graphs
+    assert graphs is not None
+    return graphs
+
+
 def test_graphs_give_what_steps_give_and_write_where_steps_write(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -70,7 +91,7 @@ def test_graphs_give_what_steps_give_and_write_where_steps_write(
     plain, _ = load(folder, monkeypatch)
     shares: list[float] = []
     with caplog.at_level("INFO"):
-        assert runner.record_graphs(recorder, (1, 2, 4), shares.append)
+        assert runner.record_graphs(recorder, (1, 2, 4), shares.append, num_slots=NUM_SLOTS)
     assert shares == [1 / 3, 2 / 3, 1.0]
     assert "decode steps recorded as graphs" in caplog.text
     filled(runner)
@@ -78,7 +99,7 @@ def test_graphs_give_what_steps_give_and_write_where_steps_write(
     num_replays = recorder.num_replays
     # The second step is longer than the third, whose last row is padding in the place of an earlier row.
     for lengths in ([3, 8, 1, 5], [4, 4], [2, 7, 6], [1]):
-        found, expected = runner.forward(decode(lengths)), plain.forward(decode(lengths))
+        found, expected = graphs_of(runner).run(decode_rows(lengths)), plain.forward(decode(lengths))
         assert torch.allclose(found.logits_NV, expected.logits_NV, atol=1e-5)
         assert runner.kv_pool is not None
         assert plain.kv_pool is not None
@@ -91,30 +112,51 @@ def test_graphs_give_what_steps_give_and_write_where_steps_write(
 
 def test_logits_of_a_step_outlive_the_next_replay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner, recorder = load(folder, monkeypatch)
-    assert runner.record_graphs(recorder, (2,), lambda share: None)
+    assert runner.record_graphs(recorder, (2,), lambda share: None, num_slots=NUM_SLOTS)
     filled(runner)  # memory that nobody has written may hold NaN, which equals nothing
-    first = runner.forward(decode([3, 5])).logits_NV
+    first = graphs_of(runner).run(decode_rows([3, 5])).logits_NV
     before = first.clone()
-    runner.forward(decode([1, 2], first_block=8))
+    graphs_of(runner).run(decode_rows([1, 2], first_block=8))
     assert torch.equal(first, before)
 
 
-def test_a_step_that_no_graph_holds_is_launched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_of_all_buckets_write_their_logits_to_one_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner, recorder = load(folder, monkeypatch)
-    assert runner.record_graphs(recorder, (1, 2), lambda share: None)
-    num_replays = recorder.num_replays
-    rows = [SyntheticRow(ids_n=torch.tensor([5, 6, 7]), blocks=[0])]
-    for batch in (
-        decode([3, 8, 1]),  # more rows than the largest bucket
-        decode([2], adapter=0),
-        synthetic_batch(rows, block_size=BLOCK_SIZE, scratch_block=NUM_BLOCKS),
-    ):
-        runner.forward(batch)
-    runner.forward(decode([2]), wants_hidden=True)
-    assert recorder.num_replays == num_replays
+    assert runner.record_graphs(recorder, (1, 2, 4), lambda share: None, num_slots=NUM_SLOTS)
+    seated = [graphs_of(runner).seat(decode_rows([3] * count)) for count in (1, 2, 3, 4)]
+    logits = [one.recorded.output.logits_NV for one in seated if one is not None]
+    assert [len(one) for one in logits] == [1, 2, 4, 4]
+    assert len({one.untyped_storage().data_ptr() for one in logits}) == 1
+
+
+def test_the_first_step_of_a_graph_writes_to_the_scratch_block_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recording runs the step over memory without rows, while blocks may hold prefixes of an epoch before."""
+    runner, recorder = load(folder, monkeypatch)
+    before = filled(runner)
+    assert runner.record_graphs(recorder, (2,), lambda share: None, num_slots=NUM_SLOTS, check=lambda *_: "")
+    assert runner.kv_pool is not None
+    for tensor, old in zip((*runner.kv_pool.keys, *runner.kv_pool.values), before, strict=True):
+        assert torch.equal(tensor[:NUM_BLOCKS], old[:NUM_BLOCKS])
+
+
+def test_no_graph_holds_more_rows_wider_tables_adapters_and_another_pool(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, recorder = load(folder, monkeypatch)
+    assert runner.record_graphs(recorder, (1, 2), lambda share: None, num_slots=NUM_SLOTS)
+    graphs = graphs_of(runner)
+    rows = decode_rows([2])
+    wide = np.zeros((1, graphs.sizes.table_width + 1), dtype=np.int32)
+    assert graphs.seat(rows) is not None
+    assert graphs.seat(decode_rows([3, 8, 1])) is None
+    assert graphs.seat(decode_rows([2], adapter=1)) is None
+    assert graphs.seat(replace(rows, block_tables_RB=wide)) is None
+    assert graphs.seat(replace(rows, is_long_rope_R=np.array([True]))) is None
+    assert graphs.seat(replace(rows, rope_deltas_R=np.array([-2]))) is None
     runner.allocate_kv(NUM_BLOCKS)  # the graphs know the addresses of the old pool
-    runner.forward(decode([2]))
-    assert recorder.num_replays == num_replays
+    assert runner.graphs is None
 
 
 class _Counter:
@@ -134,8 +176,8 @@ class _Counter:
     ("spoil", "reason"),
     [
         (lambda forward: lambda x: forward(x) * (1.0 if x.sum().item() else 2.0), "HostReadWhileRecording"),
-        (_Counter, "GraphMismatch: a step of 2 rows gives other logits as a graph"),
-        (lambda forward: lambda x: forward(x) * torch.nan, "GraphMismatch"),
+        (_Counter, "a step of 2 rows gives other logits as a graph"),
+        (lambda forward: lambda x: forward(x) * torch.nan, "gives other logits as a graph, by nan"),
     ],
     ids=["read on the host", "number of Python", "NaN"],
 )
@@ -145,13 +187,11 @@ def test_a_model_that_no_graph_holds_runs_launch_by_launch_and_says_so(
     runner, recorder = load(folder, monkeypatch)
     norm = next(module for module in runner.modules() if "Norm" in type(module).__name__)
     norm.forward = spoil(norm.forward)
-    assert not runner.record_graphs(recorder, (1, 2), lambda share: None)
+    assert not runner.record_graphs(recorder, (1, 2), lambda share: None, num_slots=NUM_SLOTS)
     [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "launched one by one" in warning.message
     assert reason in vars(warning)["reason"]
-    num_replays = recorder.num_replays
-    runner.forward(decode([2]))
-    assert recorder.num_replays == num_replays
+    assert runner.graphs is None
 
 
 @pytest.mark.parametrize("has_overlap", [False, True])
@@ -167,7 +207,7 @@ def test_requests_have_the_tokens_that_they_have_without_graphs(
     for has_graphs in (False, True):
         runner, recorder = load(folder, monkeypatch)
         if has_graphs:
-            assert runner.record_graphs(recorder, (1, 2, 4), lambda share: None)
+            assert runner.record_graphs(recorder, (1, 2, 4), lambda share: None, num_slots=NUM_SLOTS)
         facts = facts_of(
             runner,
             block_size=BLOCK_SIZE,

@@ -14,7 +14,7 @@ from textmill_shard.model.score_changes import IdLists, RepetitionChange, ScoreC
 
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
-from bench.gpu.steps import BLOCK_SIZE, Sizes, batch_of, sizes_of, zero_pool
+from bench.gpu.steps import BLOCK_SIZE, Sizes, batch_of, graph_step, sizes_of, zero_pool
 from bench.gpu_paper import ADAPTER_RANK, BYTES_PER_S, CANDIDATES, SCORE_BYTES
 
 KV_TYPE = "fp8_e4m3fn"
@@ -29,7 +29,7 @@ def time_extras(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
     zero_pool(runner, num_rows * -(-sizes.context // BLOCK_SIZE) + 1)
     name = f"decode of {num_rows} rows, {sizes.context} context"
     yield Row(name, _times(setting, runner, batch))
-    yield _with_adapters(setting, runner, batch, name)
+    yield _with_adapters(setting, runner, sizes, batch, name)
     use_kv_type(KV_TYPE, runner, trial_tokens=16 if setting.is_dry else TRIAL_TOKENS)
     zero_pool(runner, num_rows * -(-sizes.context // BLOCK_SIZE) + 1)
     yield Row(f"{name}, keys and values in {KV_TYPE}", _times(setting, runner, batch))
@@ -45,7 +45,7 @@ def _times(setting: Setting, runner: ModelRunner, batch: ForwardBatch) -> dict[s
     }
 
 
-def _with_adapters(setting: Setting, runner: ModelRunner, batch: ForwardBatch, name: str) -> Row:
+def _with_adapters(setting: Setting, runner: ModelRunner, sizes: Sizes, batch: ForwardBatch, name: str) -> Row:
     """Time a step whose rows share two adapters of all layers."""
     places = (1, 2)
     for place in places:
@@ -63,6 +63,12 @@ def _with_adapters(setting: Setting, runner: ModelRunner, batch: ForwardBatch, n
     adapters_R = torch.tensor(of_rows, dtype=torch.int32, device=setting.device)
     adapted = replace(batch, adapters_R=adapters_R, adapters_on_host=of_rows)
     numbers = _times(setting, runner, adapted)
+    num_rows = len(of_rows)
+    recorder = setting.graph_recorder()
+    runner.record_graphs(recorder, (num_rows,), lambda share: None, num_slots=num_rows, adapter_rank=ADAPTER_RANK)
+    replay = graph_step(setting, runner, sizes, num_rows, of_rows)
+    if replay is not None:
+        numbers |= {"graph ms": setting.time_ms(replay), "graph host ms": setting.launch_ms(replay)}
     for place in places:
         runner.adapters.remove(place)
     return Row(f"{name}, adapters of rank {ADAPTER_RANK}", {**numbers, "layers": len(runner.targets.linears)})

@@ -84,7 +84,7 @@ def check_kernels(
         if name in done:
             continue
         begin(name)
-        dtype = "fp32" if setting.is_dry or isinstance(variant.case, ScanCase | NoiseCase) else variant.case.dtype
+        dtype = "fp32" if setting.is_dry else getattr(variant.case, "dtype", "fp32")
         try:
             error = _error_of(setting, variant, DTYPES[dtype])
         except Exception as fault:

@@ -103,7 +103,7 @@ def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
         decoder=layout.decoder,
         facts=_facts(setting, sizes, layout),
         parallel=TensorParallel(),
-        targets=AdapterTargets(linears=layout.linears, module_names=frozenset()),
+        targets=AdapterTargets(linears=layout.linears, module_names=frozenset(), dtype=sizes.dtype),
         adapters=layout.adapters,
         device_scans=setting.kernels,
     )
@@ -143,17 +143,27 @@ def batch_of(setting: Setting, sizes: Sizes, pieces: Sequence[tuple[int, int]]) 
     return synthetic_batch(rows, block_size=BLOCK_SIZE, scratch_block=taken, device=setting.device)
 
 
-def graph_step(setting: Setting, runner: ModelRunner, sizes: Sizes, num_rows: int) -> Callable[[], object]:
-    """Return what computes the decode step of `batch_of` by a graph, from its numbers on the host on."""
+def graph_step(
+    setting: Setting, runner: ModelRunner, sizes: Sizes, num_rows: int, adapters: Sequence[int] = ()
+) -> Callable[[], object] | None:
+    """Return what computes the decode step of `batch_of` by a graph, from its numbers on the host on.
+
+    `adapters` are the places of the rows' adapters. Without them no row has an adapter. None: no graph holds the step.
+    """
     graphs = runner.graphs
-    assert graphs is not None
+    if graphs is None:
+        return None
     num_blocks = -(-sizes.context // BLOCK_SIZE)
     rows = DecodeRows(
         slots_R=np.arange(num_rows),
         starts_R=np.full(num_rows, sizes.context - 1),
         tokens_R=None,
         block_tables_RB=np.arange(num_rows * num_blocks, dtype=np.int32).reshape(num_rows, num_blocks),
+        adapters_R=np.array(adapters, dtype=np.int32) if adapters else None,
     )
+
+    if graphs.seat(rows) is None:
+        return None
 
     def run() -> object:
         seated = graphs.seat(rows)
@@ -199,9 +209,7 @@ def time_steps(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
         kv_bytes *= sizes.dtype.itemsize
         floor_ms = (weight_bytes + kv_bytes) / setting.rates.get("copy", BYTES_PER_S) * 1e3
         numbers: dict[str, float | str] = {"ms": setting.time_ms(run), "host ms": setting.launch_ms(run)}
-        has_graph = runner.record_graphs(
-            setting.graph_recorder(), (num_rows,), lambda share: None, num_slots=num_rows
-        )
+        has_graph = runner.record_graphs(setting.graph_recorder(), (num_rows,), lambda share: None, num_slots=num_rows)
         replay = graph_step(setting, runner, sizes, num_rows)
         if replay is not None:
             numbers |= {"graph ms": setting.time_ms(replay), "graph host ms": setting.launch_ms(replay)}

@@ -300,6 +300,7 @@ def _load(
             buckets,
             lambda share: status.report_loading("warmup", share),
             num_slots=settings.num_slots,
+            adapter_rank=settings.max_lora_rank if memory.adapter_bytes else 0,
         )
     facts, media = runner.facts, runner.media
     shard_facts = ShardFacts(
@@ -414,4 +415,4 @@ def _adapter_reader(settings: ServeSettings, runner: ModelRunner, facts: ShardFa
     def read(folder: Path) -> PreparedAdapter:
         return runner.adapters.prepare(read_adapter(folder, runner.targets, limits))
 
-    return AdapterReader(read, group)
+    return AdapterReader(read, group, device=str(runner.device))

@@ -292,6 +292,7 @@ class ShapeGraphs:
         self.launches: list[Counter[str]] = []
 
     def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        run()  # as before a recording of CUDA
         before = Counter(self._counts)
         output = run()
         self.launches.append(self._counts - before)

@@ -16,6 +16,11 @@ class FormulaAdapters:
     def __init__(self) -> None:
         self.shifts: dict[int, int] = {0: 0}
 
+    address_version = 0
+
+    def hold_any(self, max_rank: int) -> bool:
+        return False
+
     def prepare(self, weights: AdapterWeights) -> PreparedAdapter:
         raise AssertionError("`read_shift` prepares")
 

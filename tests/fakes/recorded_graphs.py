@@ -7,6 +7,7 @@ read of a value on the host while recording raises. Kernels count as operations.
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from textmill_shard.model.decode_graphs import RecordedStep
 from textmill_shard.model.forward_batch import ForwardOutput
@@ -87,10 +88,12 @@ class FakeGraphRecorder:
         self.num_replays = 0
 
     def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        run()  # as before a recording of CUDA
         recording = _Recording()
         self._kernels.recording = recording
         try:
-            with recording:
+            with recording, pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
                 output = run()
         finally:
             self._kernels.recording = None

@@ -98,6 +98,7 @@ class PrefixRunner:
         self.raises: Exception | None = None
         self.refuse: Callable[[ForwardBatch], Exception | None] = lambda batch: None  # what a step raises
         self.adapters = FormulaAdapters()
+        self.graphs = None
         self._gate = gate
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:

@@ -131,7 +131,7 @@ SHARD_FOLDERS = {
     ),
     "grammar": names("slots"),
     "sampling": names("slots model native"),
-    "engine": names("slots sampling grammar model"),
+    "engine": names("device slots sampling grammar model"),
     "media": names(""),
     "tasks": names("errors heap media layers probing model native distributed loader engine"),
     "server": names("engine slots model tasks"),

@@ -48,6 +48,8 @@ class RecordingRunner:
     num_mixed_steps: int = 0  # a chunk beside a decode
     num_two_sided_steps: int = 0  # texts on both sides of the border of rotary tables
 
+    graphs: None = None  # whose logits would be recorded by no `forward`
+
     @property
     def device(self) -> torch.device:
         return self.runner.device

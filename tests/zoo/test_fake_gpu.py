@@ -48,15 +48,17 @@ from tests.zoo.table import FLAT, STATE
 
 # Modelling code that reads values on the host by itself, which on a GPU costs a wait per step.
 KNOWN_HOST_READS = {"phimoe, long context": "its rotary layer compares the longest position with a number"}
-# Copies to the GPU that modelling code makes in a decode step, beside the one of the engine.
+# Copies to the GPU that modelling code makes in a decode step, beside the one of the engine. A graph cannot copy from
+# ordinary memory of the host, so CUDA refuses to record the steps of these models.
 KNOWN_COPIES = {
     "gemma3n": 2,  # layers with sparse activations make a tensor of a number each
-    "phimoe": 1,  # the choice of the experts makes a tensor of a number
+    "phimoe": 1,  # its rotary layer computes the frequencies on the host
 }
 # Some models with experts.
 GROUPED = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3")
 # Few candidates, so that a row may have to look at more of its scores.
 NUM_CANDIDATES = 16
+MAX_RANK = 32  # of adapters, for which graphs have room
 # The longest prompts have two chunks, of which the second stands beside a decode.
 BUDGET = Budget(max_step_tokens=64, max_prefill_tokens=60, max_chunk_tokens=26)
 NUM_WRITTEN = 3
@@ -156,7 +158,14 @@ def run_steps(
         runner.allocate_kv(NUM_BLOCKS)
         if graphs is not None:
             # There are no values that a check could compare.
-            assert runner.record_graphs(graphs, (NUM_SLOTS,), lambda share: None, num_slots=NUM_SLOTS, check=no_fault)
+            assert runner.record_graphs(
+                graphs,
+                (NUM_SLOTS,),
+                lambda share: None,
+                num_slots=NUM_SLOTS,
+                adapter_rank=MAX_RANK if adapters else 0,
+                check=no_fault,
+            )
         executor = StepExecutor(runner=runner, facts=zoo_facts(runner), has_overlap=True)
         assert executor.feed is not None
         assert runner.device_scans is not None
@@ -432,3 +441,15 @@ def test_the_numbers_of_the_sampler_travel_with_those_of_the_graph(
     assert found["copy to the GPU"] == found["graph"] == 1
     assert found["copy to the host"] == 0
     assert found["clone"] - eager["clone"] == 2  # of the logits, and of the sampler's numbers
+
+
+def test_launches_and_copies_of_a_graph_step_with_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    make_tiny_llama(tmp_path, layers=3)
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32", num_adapters=2)
+    graphs = ShapeGraphs(gpu)
+    counts = run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS, (2, 0, 1, 1), graphs=graphs)
+    assert counts[-1] == {"copy to the GPU": 1, **GRAPH_STEP}
+    plain, adapted = graphs.launches
+    assert adapted.total() - plain.total() == 3 * ADAPTED_LAYER + 2
+    assert adapted["shrink"] == adapted["expand"] == 3 * 7 + 1

@@ -1,5 +1,7 @@
 """Decode steps of the models of the zoo become graphs, whose replays give the logits of steps that are launched anew.
 
+Each model has a graph of rows without adapters, and one of rows with any adapters.
+
 The recorder runs no Python at a replay and refuses reads on the host, as CUDA does. The kernels are stood in for by
 plain torch.
 """
@@ -15,10 +17,10 @@ from tests.zoo.drive import NUM_BLOCKS, NUM_SLOTS, load_zoo_model, make_zoo_mode
 from tests.zoo.entry import ZooEntry
 from tests.zoo.table import FLAT
 
+ADAPTER_RANK = 3
 # Models whose steps are launched one by one on a GPU, with the reason.
 NO_GRAPHS = {
     "gemma3n": "layers with sparse activations make a tensor on the host in every step",
-    "gpt2": "its code looks for the id of padding among the ids, which it skips while CUDA records",
     "phimoe, long context": "its rotary layer compares the longest position with a number",
 }
 
@@ -32,7 +34,11 @@ def test_decode_steps_become_graphs(
     runner = load_zoo_model(make_zoo_model(entry, tmp_path), native_cache_dir=None)
     runner.allocate_kv(NUM_BLOCKS)
     recorder = FakeGraphRecorder(kernels)
-    is_recorded = runner.record_graphs(recorder, (1, NUM_SLOTS), lambda share: None, num_slots=NUM_SLOTS)
+    is_recorded = runner.record_graphs(
+        recorder, (NUM_SLOTS,), lambda share: None, num_slots=NUM_SLOTS, adapter_rank=ADAPTER_RANK
+    )
     reasons = [vars(record)["reason"] for record in caplog.records if hasattr(record, "reason")]
     assert is_recorded == (entry.name not in NO_GRAPHS), reasons
+    assert bool(reasons) == (entry.name in NO_GRAPHS)
     assert all("HostReadWhileRecording" in reason for reason in reasons)
+    assert len(recorder.num_operations) == (2 if is_recorded else 0)  # without adapters, and with them

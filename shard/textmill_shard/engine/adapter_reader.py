@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
+from textmill_shard.device import claim_device
 from textmill_shard.engine.memory_faults import is_out_of_memory
 from textmill_shard.model.adapter import AdapterRefused, AdapterTooLarge, PreparedAdapter
 
@@ -62,10 +63,14 @@ class GlooGroup:
 class AdapterReader:
     """Reads one adapter at a time. The step loop calls all methods; `take` or `discard` follows each `begin`."""
 
-    def __init__(self, read: Callable[[Path], PreparedAdapter], group: RankGroup) -> None:
-        """`read` raises AdapterRefused for a folder that holds no adapter of the model."""
+    def __init__(self, read: Callable[[Path], PreparedAdapter], group: RankGroup, *, device: str = "cpu") -> None:
+        """`read` raises AdapterRefused for a folder that holds no adapter of the model.
+
+        `read` runs in a thread whose current device is `device`, because kernels are compiled and launched for that.
+        """
         self._read = read
         self._group = group
+        self._device = device
         self._ready: PreparedAdapter | None = None
 
     def begin(self, folder: str, on_done: Callable[[Sequence[ReadOutcome]], None]) -> None:
@@ -87,6 +92,7 @@ class AdapterReader:
 
     def _outcome(self, folder: str) -> ReadOutcome:
         try:
+            claim_device(self._device)
             ready = self._ready = self._read(Path(folder))
         except AdapterRefused as refused:
             return ReadOutcome(error=str(refused), is_too_large=isinstance(refused, AdapterTooLarge))

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from textmill_shard.device import claim_device
 from textmill_shard.engine.upload import HostArray, pack_tensors, unpack_arrays
 
 
@@ -76,7 +77,8 @@ class TokenReader:
         """`mark` makes the marks; tests give marks for which the host waits longer."""
         self._device = device
         self._mark = mark
-        self._thread = ThreadPoolExecutor(1, "token-reader")
+        # A thread that waits for events without a device of its own would make a context on the first GPU.
+        self._thread = ThreadPoolExecutor(1, "token-reader", initializer=claim_device, initargs=(str(device),))
 
     def mark(self) -> Mark:
         """Return a mark behind all work that was launched so far."""

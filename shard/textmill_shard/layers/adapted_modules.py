@@ -60,6 +60,7 @@ class AdaptedModules:
         self._tables = None if device_kernels is None else LowRankTables(paths, device)
         self._adapters: dict[int, Mapping[str, _Form]] = {}
         self._max_ranks: dict[int, int] = {}  # of the adapters on a GPU, by place
+        self._any_rank = 0  # the largest rank of adapters that the host does not know; 0: the host must know them
 
     def prepare(self, weights: AdapterWeights) -> PreparedAdapter:
         """Bring the weights into the form of the steps. A thread beside the step loop may call this."""
@@ -68,6 +69,19 @@ class AdaptedModules:
             self._compile(self._device_kernels, weights)
         num_bytes = sum(one.num_bytes for one in form.values())
         return PreparedAdapter.of(weights, form=form, num_bytes=num_bytes)
+
+    def hold_any(self, max_rank: int) -> bool:
+        """Let passes have adapters that the host does not know. Returns False without tables on a GPU."""
+        if self._tables is None:
+            return False
+        self._any_rank = max_rank
+        self._tables.reserve()
+        return True
+
+    @property
+    def address_version(self) -> int:
+        """A number that changes when the tables of the adapters move."""
+        return 0 if self._tables is None else self._tables.version
 
     def put(self, place: int, adapter: PreparedAdapter) -> None:
         """Let steps find the adapter under this place."""
@@ -102,8 +116,10 @@ class AdaptedModules:
         """Within this context the layers compute with the adapters of `rows`, which this object has made."""
         adapters = [self._adapters[place] for place in rows.places]
         replaced: list[tuple[nn.Module, Any]] = []
+        # Adapters that the host does not know may change any layer.
+        paths = {path for adapter in adapters for path in adapter} if rows.places else self._layers.keys()
         try:
-            for path in {path for adapter in adapters for path in adapter}:
+            for path in paths:
                 layer = self._layers[path]
                 replaced.append((layer, layer.__dict__.get("forward")))
                 forms = [each.get(path) for each in adapters]
@@ -146,7 +162,8 @@ class AdaptedModules:
         if isinstance(rows, DeviceAdapterRows):
             assert self._device_kernels is not None
             assert self._tables is not None
-            max_rank = max(self._max_ranks[place] for place in rows.places)
+            max_rank = max((self._max_ranks[place] for place in rows.places), default=self._any_rank)
+            assert max_rank, "hold_any comes before a pass with adapters that the host does not know"
             return _DeviceForward(forward, rows, self._tables.of(path), max_rank, self._device_kernels)
         if self._kernels is not None and all(form is None or form.packed is not None for form in forms):
             products = [NOTHING if form is None or form.packed is None else form.packed.product for form in forms]

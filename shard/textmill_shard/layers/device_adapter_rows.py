@@ -15,7 +15,10 @@ class DeviceAdapterRows:
     """The places of the rows as tensors of the device, found by the number of rows that a layer gets."""
 
     def __init__(self, places: Sequence[int], find: Callable[[int], torch.Tensor], *, is_decode: bool) -> None:
-        """`places` are those of the pass, known on the host. `find` gives int32 `[rows]` for a number of rows."""
+        """`places` are those of the pass, and empty where the host does not know them.
+
+        `find` gives int32 `[rows]` for a number of rows.
+        """
         self.places = sorted(set(places) - {NO_ADAPTER})
         self.is_decode = is_decode  # each sequence has one row
         self._find = find
@@ -33,7 +36,7 @@ class DeviceAdapterRows:
         """Return the rows of a pass over all tokens of a batch as one text. None: no row has an adapter."""
         places_R = batch.adapters_R
         assert places_R is not None
-        if not any(batch.adapters_on_host):
+        if batch.adapters_on_host and not any(batch.adapters_on_host):
             return None
         num_tokens, num_logits = batch.input_ids_T.shape[0], batch.logit_rows_N.shape[0]
         is_decode = batch.max_query_len == 1
@@ -53,7 +56,7 @@ class DeviceAdapterRows:
         """Return the rows of a pass over sequences of equally many tokens. None: no row has an adapter."""
         places_B = batch.adapters_R
         assert places_B is not None
-        if not any(batch.adapters_on_host):
+        if batch.adapters_on_host and not any(batch.adapters_on_host):
             return None
 
         def find(num_rows: int) -> torch.Tensor:

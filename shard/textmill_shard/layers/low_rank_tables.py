@@ -10,6 +10,7 @@ from textmill_shard.model.adapter import LowRank
 from textmill_shard.triton_kernels.interface import LowRankTable
 
 FIRST_PLACES = 8
+RESERVED_PLACES = 128  # for graphs: 3 KB for each layer
 
 
 class LowRankTables:
@@ -21,10 +22,15 @@ class LowRankTables:
     def __init__(self, paths: Sequence[str], device: torch.device) -> None:
         self._index_of_path = {path: index for index, path in enumerate(paths)}
         self._device = device
+        self.version = 0  # changes when the tables have new addresses
         self._low_ranks: dict[str, dict[int, LowRank]] = {path: {} for path in paths}
         self._addresses_2MP = torch.zeros(2, len(paths), FIRST_PLACES, dtype=torch.int64, device=device)
         self._ranks_MP = torch.zeros(len(paths), FIRST_PLACES, dtype=torch.int32, device=device)
         self._scales_MP = torch.zeros(len(paths), FIRST_PLACES, dtype=torch.float32, device=device)
+
+    def reserve(self) -> None:
+        """Make room for as many places as a server seldom needs, because recorded graphs know the tables' addresses."""
+        self._make_room(RESERVED_PLACES)
 
     @staticmethod
     def to_device(low: LowRank, device: torch.device) -> LowRank:
@@ -73,6 +79,7 @@ class LowRankTables:
     def _make_room(self, num_places: int) -> None:
         missing = num_places - self._ranks_MP.shape[1]
         if missing > 0:
+            self.version += 1
             more = (0, max(missing, self._ranks_MP.shape[1]))
             self._addresses_2MP, self._ranks_MP, self._scales_MP = (
                 torch.nn.functional.pad(table, more) for table in (self._addresses_2MP, self._ranks_MP, self._scales_MP)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from textmill_shard.layers.parallel_layers import RowParallelLinear, VocabularyParallelHead
 from textmill_shard.layouts.layout import FilledModel
 from textmill_shard.model.adapter import LinearPart
@@ -11,7 +13,8 @@ from textmill_shard.probing.call_observer import CallObserver
 def adaptable_linears(filled: FilledModel, calls: CallObserver) -> Mapping[str, LinearPart]:
     """Return the layers that take one row for each token of a text, or for each token whose logits are wanted.
 
-    Experts are called with some of the tokens, so no row of their input tells the request. The function is called
+    Experts are called with some of the tokens, so no row of their input tells the request. Routers give more than a
+    product. The function is called
     before layers are swapped; later calls return the first finding.
     """
     if filled.adaptable is None:
@@ -32,5 +35,7 @@ def _takes_a_row_per_token(filled: FilledModel, path: str, calls: CallObserver, 
     layer = filled.model.get_submodule(path)
     if isinstance(layer, RowParallelLinear | VocabularyParallelHead):
         layer = layer.local
+    if isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward:
+        return False  # a layer that makes something else of its product, such as a router, which chooses experts
     inputs = calls.inputs_of(layer)
     return inputs is not None and all(tensor.numel() // tensor.shape[-1] in widths for tensor in inputs)

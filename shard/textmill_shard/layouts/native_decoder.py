@@ -308,6 +308,12 @@ class NativeDecoder:
         """Pack an adapter. A thread beside the step loop may call this."""
         return self._adapters.prepare(weights)
 
+    address_version = 0  # no graph is recorded of a native step
+
+    def hold_any(self, max_rank: int) -> bool:
+        """The host must know the adapters of a batch."""
+        return False
+
     def put(self, place: int, adapter: PreparedAdapter) -> None:
         """Let steps find the adapter under this place."""
         self._adapters.put(place, adapter)

@@ -32,6 +32,11 @@ class LinearPart:
     inputs: Indices  # of this rank
     outputs: Indices
 
+    @property
+    def local_sizes(self) -> tuple[int, int]:
+        """The numbers of inputs and outputs that this rank holds."""
+        return _count(self.inputs, self.in_features), _count(self.outputs, self.out_features)
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterTargets:
@@ -72,6 +77,22 @@ class AdapterWeights:
         return tuple(sorted({name.rpartition(".")[2] for name in self.modules}))
 
 
+def _count(indices: Indices, size: int) -> int:
+    return len(range(size)[indices]) if isinstance(indices, slice) else len(indices)
+
+
+def random_adapter(targets: AdapterTargets, *, rank: int) -> AdapterWeights:
+    """Return an adapter of random numbers for all layers, for a trial. The outputs change by about a tenth."""
+    random = torch.Generator().manual_seed(rank)
+    modules = {}
+    for path, part in targets.linears.items():
+        num_inputs, num_outputs = part.local_sizes
+        a_rI = torch.randn(rank, num_inputs, generator=random).to(targets.dtype)
+        b_Or = torch.randn(num_outputs, rank, generator=random).to(targets.dtype)
+        modules[path] = LowRank(a_rI, b_Or, scale=0.1 / (num_inputs * rank) ** 0.5)
+    return AdapterWeights(digest=bytes(16), modules=modules, max_rank=rank)
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedAdapter:
     """An adapter in the form in which a step reads the weights."""
@@ -101,6 +122,18 @@ class AdapterHost(Protocol):
 
     def prepare(self, weights: AdapterWeights) -> PreparedAdapter:
         """Bring weights into the form of the steps. A thread beside the step loop may call this."""
+        ...
+
+    def hold_any(self, max_rank: int) -> bool:
+        """Let batches have adapters that the host does not know, of at most this rank, as a graph of steps has.
+
+        Returns False where the host must know the adapters of a batch.
+        """
+        ...
+
+    @property
+    def address_version(self) -> int:
+        """A number that changes when batches find adapters at other addresses, which a graph does not know."""
         ...
 
     def put(self, place: int, adapter: PreparedAdapter) -> None:

@@ -100,6 +100,7 @@ class GraphSizes:
     table_width: int  # blocks of the longest request
     has_two_rope_tables: bool = False
     has_rope_positions: bool = False  # rotary positions may differ from positions
+    has_adapters: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -143,14 +144,19 @@ class DecodeGraphs:
         unpacker: RowUnpacker,
         pool: KvPool,
         sizes: GraphSizes,
+        address_version: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`address_version` gives another number when the adapters have moved (`AdapterHost.address_version`)."""
         self._forward = forward
         self._unpacker = unpacker
         self._pool = pool
         self.sizes = sizes
         self._buckets = sorted(set(sizes.buckets))
-        self._recorded: dict[int, RecordedStep] = {}
-        self._ready: list[int] = []  # buckets that are recorded, rising
+        self._address_version = address_version
+        self._known_version = address_version()
+        # The steps without adapters, and those whose rows may have any adapter or none.
+        self._recorded: dict[bool, dict[int, RecordedStep]] = {False: {}, True: {}}
+        self._ready: dict[bool, list[int]] = {False: [], True: []}  # buckets that are recorded, rising
         num_rows, device = self._buckets[-1], pool.device
         packed_bytes = 4 * packed_length(num_rows, sizes.table_width)
         beside_bytes = num_rows * BESIDE_BYTES_PER_ROW + BESIDE_BYTES
@@ -174,6 +180,7 @@ class DecodeGraphs:
             max_query_len=1,
             max_context_len=sizes.table_width * pool.block_size,
             slots_R=self._slots_n,
+            adapters_R=numbers(num_rows, dtype=torch.int32) if sizes.has_adapters else None,
             is_long_rope_T=numbers(num_rows, dtype=torch.bool) if sizes.has_two_rope_tables else None,
             rope_positions_3T=numbers(3, num_rows) if sizes.has_rope_positions else None,
         )
@@ -187,23 +194,34 @@ class DecodeGraphs:
     def pool(self) -> KvPool:
         return self._pool
 
-    def record(self, recorder: GraphRecorder, bucket: int) -> None:
-        """Record the steps of one bucket. Raises the exception of work that no graph can hold."""
+    def record(self, recorder: GraphRecorder, bucket: int, *, has_adapters: bool = False) -> None:
+        """Record the steps of one bucket, of rows without adapters or of rows with any adapters.
+
+        Raises the exception of work that no graph can hold.
+        """
         self._packed.zero_()  # a step without rows: all that is written goes to the scratch block
         if self._logits_NV is None:
             # Memory of their own for the logits of each bucket would stay taken, a gigabyte for 256 rows of a large
             # vocabulary. A rank may have a part of the vocabulary, so that a step tells how wide the logits are.
-            self._logits_NV = torch.zeros_like(self._run(self._rows(self._buckets[-1])).logits_NV)
-        self._recorded[bucket] = recorder.record(lambda: self._run(self._rows(bucket)))
-        self._ready = sorted(self._recorded)
+            self._logits_NV = torch.zeros_like(self._run(self._rows(self._buckets[-1], False)).logits_NV)
+        recorded = self._recorded[has_adapters]
+        recorded[bucket] = recorder.record(lambda: self._run(self._rows(bucket, has_adapters)))
+        self._ready[has_adapters] = sorted(recorded)
+
+    def forget_adapters(self) -> None:
+        """Hold no steps with adapters from now on."""
+        self._recorded[True].clear()
+        self._ready[True].clear()
 
     def seat(self, rows: DecodeRows, *, keeps_parts: bool = False) -> SeatedStep | None:
         """Return how a step is replayed, or None for a step that no graph holds."""
-        place = bisect_left(self._ready, rows.num_rows)
-        if place == len(self._ready) or not self._holds(rows):
+        has_adapters = rows.adapters_R is not None
+        ready = self._ready[has_adapters]
+        place = bisect_left(ready, rows.num_rows)
+        if place == len(ready) or not self._holds(rows):
             return None
         return SeatedStep(
-            recorded=self._recorded[self._ready[place]],
+            recorded=self._recorded[has_adapters][ready[place]],
             num_rows=rows.num_rows,
             packed=rows.pack(),
             slots_R=self._slots_n[: rows.num_rows],
@@ -231,10 +249,21 @@ class DecodeGraphs:
         sizes = self.sizes
         return (
             rows.width <= sizes.table_width
-            and rows.adapters_R is None
+            and (rows.adapters_R is None or self._knows_adapters())
             and (rows.is_long_rope_R is None or sizes.has_two_rope_tables)
             and (rows.rope_deltas_R is None or sizes.has_rope_positions)
         )
+
+    def _knows_adapters(self) -> bool:
+        """Whether the adapters lie where the graphs read them. Graphs that do not know their place are let go."""
+        if self._address_version() == self._known_version:
+            return True
+        log.warning(
+            "steps with adapters are launched one by one from now on, because so many adapters are loaded that their "
+            "tables have moved, and graphs know the old place: fewer adapters, or a start with them"
+        )
+        self.forget_adapters()
+        return False
 
     def _run(self, rows: ForwardBatch) -> ForwardOutput:
         self._unpacker.unpack_rows(
@@ -246,10 +275,10 @@ class DecodeGraphs:
         )
         return self._forward(rows)
 
-    def _rows(self, num_rows: int) -> ForwardBatch:
+    def _rows(self, num_rows: int, has_adapters: bool) -> ForwardBatch:
         """Return the first rows of the static tensors, as views."""
         static, is_long, rope = self._static, self._static.is_long_rope_T, self._static.rope_positions_3T
-        logits_NV = self._logits_NV
+        logits_NV, adapters = self._logits_NV, self._static.adapters_R if has_adapters else None
         return replace(
             static,
             input_ids_T=static.input_ids_T[:num_rows],
@@ -260,6 +289,7 @@ class DecodeGraphs:
             block_tables_RB=static.block_tables_RB[:num_rows],
             logit_rows_N=static.logit_rows_N[:num_rows],
             slots_R=self._slots_n[:num_rows],
+            adapters_R=None if adapters is None else adapters[:num_rows],
             is_long_rope_T=None if is_long is None else is_long[:num_rows],
             rope_positions_3T=None if rope is None else rope[:, :num_rows],
             logits_out_NV=None if logits_NV is None else logits_NV[:num_rows],

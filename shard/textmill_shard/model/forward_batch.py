@@ -55,7 +55,8 @@ class ForwardBatch:
     span_ends_T: torch.Tensor | None = (
         None  # int32: a token sees all keys before this index of its context; 0 = no span
     )
-    adapters_on_host: tuple[int, ...] = ()  # the numbers of `adapters_R`, where the host knows them
+    # The numbers of `adapters_R`. Empty where the host does not know them, as while a graph is recorded.
+    adapters_on_host: tuple[int, ...] = ()
     # Whether ranks that share a vocabulary leave the logits in their parts, instead of laying whole rows together.
     keeps_parts: bool = False
     logits_out_NV: torch.Tensor | None = None  # float32 memory to which the logits are written; None: new memory

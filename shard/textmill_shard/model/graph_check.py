@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from textmill_shard.model.adapter import NO_ADAPTER
 from textmill_shard.model.decode_graphs import DecodeGraphs
 from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardBatch
@@ -27,16 +28,20 @@ class GraphCheck:
         self._tolerance = TOLERANCE[dtype]
         _fill_with_noise(graphs.pool, num_blocks=min(graphs.buckets[-1], graphs.pool.num_blocks))
 
-    def fault(self, bucket: int) -> str:
+    def fault(self, bucket: int, adapter: int = NO_ADAPTER) -> str:
         """Return a sentence for a graph that gives other logits than its step, or "".
 
-        Both inputs are computed in any case, because the other ranks compute both.
+        With an adapter (its place) the graph of steps with adapters is compared: some rows have the adapter, and others
+        none. Both inputs are computed in any case, because the other ranks compute both.
         """
-        found = [self._fault(bucket, seed) for seed in SEEDS]
+        found = [self._fault(bucket, seed, adapter) for seed in SEEDS]
         return next((sentence for sentence in found if sentence), "")
 
-    def _fault(self, bucket: int, seed: int) -> str:
+    def _fault(self, bucket: int, seed: int, adapter: int) -> str:
         rows = self._trial(max(1, bucket - seed + 1), seed)  # with no padding, and with a row of padding
+        if adapter != NO_ADAPTER:
+            has_one_R = (np.arange(rows.num_rows) + seed) % 2 == 0 if rows.num_rows > 1 else np.array([True])
+            rows = replace(rows, adapters_R=np.where(has_one_R, adapter, NO_ADAPTER).astype(np.int32))
         expected_NV = self._graphs.launch(batch_of(rows, self._graphs.pool)).logits_NV.clone()
         if seed == 2:  # the ids are those that the slots sampled last
             assert rows.tokens_R is not None
@@ -86,6 +91,8 @@ def batch_of(rows: DecodeRows, pool: KvPool) -> ForwardBatch:
         logit_rows_N=torch.arange(rows.num_rows, device=device),
         max_query_len=1,
         max_context_len=int(rows.starts_R.max()) + 1,
+        adapters_R=None if rows.adapters_R is None else torch.from_numpy(rows.adapters_R).to(device, torch.int32),
+        adapters_on_host=() if rows.adapters_R is None else tuple(rows.adapters_R.tolist()),
         is_long_rope_T=None if rows.is_long_rope_R is None else torch.from_numpy(rows.is_long_rope_R).to(device),
         rope_positions_3T=rope,
     )

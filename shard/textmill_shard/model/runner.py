@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import nn
 
 from textmill_shard.distributed.parallel import TensorParallel
-from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets
+from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets, random_adapter
 from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder, GraphSizes, RowUnpacker, SeatedStep
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.graph_check import GraphCheck
@@ -24,6 +24,10 @@ from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.native.kernels import Kernels
 
 log = logging.getLogger(__name__)
+
+TRIAL_PLACE = 100  # of the adapter with which graphs of steps with adapters are compared; no other has this place yet
+TRIAL_RANK = 16
+Check: TypeAlias = Callable[[int, int], str]  # of a bucket, and of the place of an adapter in its rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,43 +232,80 @@ class ModelRunner:
         on_progress: Callable[[float], None],
         *,
         num_slots: int,
-        check: Callable[[DecodeGraphs, int], str] | None = None,
+        adapter_rank: int = 0,
+        check: Check | None = None,
     ) -> bool:
         """Record decode steps of so many rows, over the present pool. Every rank calls this, with equal arguments.
 
-        `check` returns what is wrong with the graph of a bucket, or ""; None compares replays with steps. Returns False
-        where a recording or a check fails on a rank. Steps are then launched one by one, as before.
+        With an `adapter_rank` the steps whose rows have adapters of at most this rank are recorded too. `check` returns
+        what is wrong with the graph of a bucket, or ""; None compares replays with steps. Returns False where a
+        recording or a check fails on a rank. Steps are then launched one by one, as before.
         """
         assert self._pool is not None
         assert self.device_scans is not None
         began_s = time.monotonic()
+        has_adapters = adapter_rank > 0 and self.adapters.hold_any(adapter_rank)
+        sizes = self.graph_sizes(buckets, num_slots=num_slots, num_blocks=self._pool.num_blocks)
         graphs = DecodeGraphs(
             forward=lambda batch: self._decoder.forward(batch, False),
             unpacker=self.device_scans,
             pool=self._pool,
-            sizes=self.graph_sizes(buckets, num_slots=num_slots, num_blocks=self._pool.num_blocks),
+            sizes=replace(sizes, has_adapters=has_adapters),
+            address_version=lambda: self.adapters.address_version,
         )
-        if check is None:
-            own_check = GraphCheck(graphs, vocab_size=self.facts.vocab_size, dtype=self.dtype)
-            check = lambda _, bucket: own_check.fault(bucket)  # noqa: E731
-        for number, bucket in enumerate(reversed(graphs.buckets)):
+        compares = check is None
+        check = check or GraphCheck(graphs, vocab_size=self.facts.vocab_size, dtype=self.dtype).fault
+        kinds = (NO_ADAPTER, TRIAL_PLACE) if has_adapters else (NO_ADAPTER,)
+        shares = iter(range(1, len(kinds) * len(graphs.buckets) + 1))
+
+        def on_recorded() -> None:
+            on_progress(next(shares) / (len(kinds) * len(graphs.buckets)))
+
+        reason = self._record_kind(recorder, graphs, NO_ADAPTER, check, on_recorded)
+        if reason:
+            log.warning(
+                "decode steps are launched one by one, because no graph of them can be had: more time of the host",
+                extra={"reason": reason},
+            )
+            return False
+        if has_adapters:
+            if compares:
+                trial = random_adapter(self.targets, rank=min(adapter_rank, TRIAL_RANK))
+                self.adapters.put(TRIAL_PLACE, self.adapters.prepare(trial))
+            reason = self._record_kind(recorder, graphs, TRIAL_PLACE, check, on_recorded)
+            if compares:
+                self.adapters.remove(TRIAL_PLACE)
+            if reason:
+                graphs.forget_adapters()
+                log.warning("steps with adapters are launched one by one", extra={"reason": reason})
+        seconds = round(time.monotonic() - began_s, 2)
+        log.info(
+            "decode steps recorded as graphs",
+            extra={"buckets": graphs.buckets, "seconds": seconds, "with_adapters": has_adapters and not reason},
+        )
+        self._graphs = graphs
+        return True
+
+    def _record_kind(
+        self,
+        recorder: GraphRecorder,
+        graphs: DecodeGraphs,
+        adapter: int,
+        check: Check,
+        on_recorded: Callable[[], None],
+    ) -> str:
+        """Record the steps of all buckets, the largest first. Returns why that fails on a rank, or ""."""
+        for bucket in reversed(graphs.buckets):
             try:
-                graphs.record(recorder, bucket)
-                reason = check(graphs, bucket)
+                graphs.record(recorder, bucket, has_adapters=adapter != NO_ADAPTER)
+                reason = check(bucket, adapter)
             except Exception as error:  # whatever CUDA says of work that no graph can hold
                 reason = f"{type(error).__name__}: {error}"
             # All ranks stop at one bucket, because the steps of the next one exchange tensors.
             if not self.parallel.min_int(int(not reason), self.device):
-                log.warning(
-                    "decode steps are launched one by one, because no graph of them can be had: more time of the host",
-                    extra={"reason": reason or "another rank has no graph"},
-                )
-                return False
-            on_progress((number + 1) / len(graphs.buckets))
-        seconds = round(time.monotonic() - began_s, 2)
-        log.info("decode steps recorded as graphs", extra={"buckets": graphs.buckets, "seconds": seconds})
-        self._graphs = graphs
-        return True
+                return reason or "another rank has no graph"
+            on_recorded()
+        return ""
 
     @torch.inference_mode()
     def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:

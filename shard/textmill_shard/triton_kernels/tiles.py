@@ -55,12 +55,15 @@ class LowRankTile:
 
 
 def low_rank_tile(*, max_rank: int, is_decode: bool) -> LowRankTile:
-    """Return the tile for adapters of at most `max_rank`. Decode rows are computed one by one."""
+    """Return the tile for adapters of at most `max_rank`. Decode rows are computed one by one.
+
+    A program of decode rows takes few ranks, so that a small adapter is as quick in a graph, which has room for the
+    largest rank that is allowed, as in a step of its own: programs behind the ranks of an adapter end at once.
+    """
     width = max(LEAST_ROWS, power_of_two(max_rank))
-    ranks = min(width, 64)
     if is_decode:
-        return LowRankTile(rows=1, width=width, ranks=ranks, inputs=4096 // ranks, outputs=min(128, 4096 // ranks))
-    return LowRankTile(rows=32, width=width, ranks=ranks, inputs=64, outputs=64)
+        return LowRankTile(rows=1, width=width, ranks=LEAST_ROWS, inputs=256, outputs=128)
+    return LowRankTile(rows=32, width=width, ranks=min(width, 64), inputs=64, outputs=64)
 
 
 def num_splits(*, num_tiles: int, num_kv_heads: int, num_multiprocessors: int) -> int:

@@ -600,7 +600,7 @@ def _write_rows() -> Sequence[Variant]:
     rows = [_write(WriteCase(dtype, 4, 128, 128, "half", 128), is_sample=dtype == "bf16") for dtype in _DTYPES]
     rows += [_write(WriteCase("bf16", 4, key_dim, value_dim)) for key_dim, value_dim in ((128, 128), (192, 128))]
     rows += [_write(WriteCase("bf16", 1, 80, 80, "half", 32)), _write(WriteCase("bf16", 7, 64, 64, "half", 64))]
-    rows += [_write(WriteCase("bf16", 16, 128, 128, "interleaved", 64), is_sample=True)]
+    rows += [_write(WriteCase("bf16", 16, 128, 128, "interleaved", 64))]
     rows += [_write(WriteCase("bf16", 4, 256, 256, "half", 256))]
     rows += [_write(WriteCase("bf16", 4, 128, 128, "half", 128, stored)) for stored in _STORED]
     rows += [_write(WriteCase("bf16", 4, 192, 128, stored="fp8e4nv"))]

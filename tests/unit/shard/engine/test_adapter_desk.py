@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from textmill_shard.engine.adapter_desk import AdapterHeld, UnknownAdapter
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
 from textmill_shard.engine.session import EndReason
@@ -161,3 +162,21 @@ def test_adapters_are_read_one_after_the_other_and_a_stop_cancels_those_that_wai
         with pytest.raises(CancelledError):
             answer.result(WAIT_S)
     may_read.set()
+
+
+def test_an_adapter_is_read_on_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read compiles and launches kernels, which look for the current device of their thread."""
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda index: seen.append((str(index), threading.current_thread().name))
+    )
+    devices_at_read: list[int] = []
+
+    def read(folder: Path) -> PreparedAdapter:
+        devices_at_read.append(len(seen))
+        return read_shift(folder)
+
+    with Shard(facts=ROOM, reader=AdapterReader(read, SoloGroup(), device="cuda:2")) as shard:
+        shard.engine.load_adapter("shift-1", expected_digest=b"").result(WAIT_S)
+    assert seen == [("cuda:2", "adapter-reader")]
+    assert devices_at_read == [1]

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from textmill_shard.layers.low_rank_tables import RESERVED_PLACES
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
+from textmill_shard.model.adapter import AdapterWeights, LowRank
 from textmill_shard.model.decode_graphs import DecodeGraphs, default_buckets
 from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardBatch
@@ -157,6 +159,104 @@ def test_no_graph_holds_more_rows_wider_tables_adapters_and_another_pool(
     assert graphs.seat(replace(rows, rope_deltas_R=np.array([-2]))) is None
     runner.allocate_kv(NUM_BLOCKS)  # the graphs know the addresses of the old pool
     assert runner.graphs is None
+
+
+def adapter_of(runner: ModelRunner, *, rank: int, seed: int, of: str = "") -> AdapterWeights:
+    """Return an adapter whose products are as large as the outputs that they change, of the layers that have a name."""
+    random = torch.Generator().manual_seed(seed)
+    modules = {
+        path: LowRank(
+            a_rI=torch.randn(rank, part.in_features, generator=random) / part.in_features**0.5,
+            b_Or=torch.randn(part.out_features, rank, generator=random) / rank**0.5,
+            scale=0.5,
+        )
+        for path, part in runner.targets.linears.items()
+        if of in path
+    }
+    assert modules
+    return AdapterWeights(digest=bytes([seed]) * 16, modules=modules, max_rank=rank)
+
+
+def put(runner: ModelRunner, place: int, weights: AdapterWeights) -> None:
+    runner.adapters.put(place, runner.adapters.prepare(weights))
+
+
+def check_adapted(runner: ModelRunner, plain: ModelRunner, places: list[int]) -> torch.Tensor:
+    """Compare a step by its graph with the step of a model without graphs, and return the logits."""
+    lengths = [3, 8, 1, 5][: len(places)]
+    rows = replace(decode_rows(lengths), adapters_R=np.array(places, dtype=np.int32))
+    batch = decode(lengths)
+    adapted = replace(batch, adapters_R=torch.tensor(places, dtype=torch.int32), adapters_on_host=tuple(places))
+    found, expected = graphs_of(runner).run(rows).logits_NV, plain.forward(adapted).logits_NV
+    assert torch.allclose(found, expected, atol=1e-5)
+    return found
+
+
+def test_graphs_find_adapters_that_come_and_go_after_the_recording(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, recorder = load(folder, monkeypatch)
+    plain, _ = load(folder, monkeypatch)
+    shares: list[float] = []
+    with caplog.at_level("INFO"):
+        assert runner.record_graphs(recorder, (2, 4), shares.append, num_slots=NUM_SLOTS, adapter_rank=12)
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+    [recorded] = [record for record in caplog.records if record.message == "decode steps recorded as graphs"]
+    assert vars(recorded)["with_adapters"]
+    filled(runner)
+    filled(plain)
+    num_replays = recorder.num_replays
+    for one in (runner, plain):
+        put(one, 1, adapter_of(one, rank=3, seed=1))
+        put(one, 2, adapter_of(one, rank=12, seed=2, of="q_proj"))
+    first = check_adapted(runner, plain, [1, 0, 2])  # a row of padding too
+    assert not torch.allclose(first, graphs_of(runner).run(decode_rows([3, 8, 1])).logits_NV, atol=1e-2)
+    check_adapted(runner, plain, [2, 2, 1, 0])
+    for one in (runner, plain):
+        one.adapters.remove(1)
+        put(one, 1, adapter_of(one, rank=7, seed=3, of="down_proj"))
+    second = check_adapted(runner, plain, [1, 0, 2])
+    assert not torch.allclose(second[0], first[0], atol=1e-2)
+    assert torch.allclose(second[1:], first[1:], atol=1e-5)
+    assert recorder.num_replays == num_replays + 4
+    # Rows without adapters have the graph without adapters, which has fewer launches.
+    assert recorder.num_operations[0] == recorder.num_operations[1] < recorder.num_operations[2]
+
+
+def test_graphs_that_do_not_know_where_adapters_lie_are_let_go_with_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, recorder = load(folder, monkeypatch)
+    assert runner.record_graphs(recorder, (2,), lambda share: None, num_slots=NUM_SLOTS, adapter_rank=4)
+    adapted = replace(decode_rows([2]), adapters_R=np.array([1], dtype=np.int32))
+    put(runner, RESERVED_PLACES - 1, adapter_of(runner, rank=1, seed=1))
+    assert graphs_of(runner).seat(adapted) is not None
+    put(runner, RESERVED_PLACES, adapter_of(runner, rank=1, seed=2))
+    assert graphs_of(runner).seat(adapted) is None
+    assert graphs_of(runner).seat(adapted) is None
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "tables have moved" in warning.message
+    assert graphs_of(runner).seat(decode_rows([2])) is not None
+
+
+def test_steps_with_adapters_alone_are_launched_where_their_graph_differs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, recorder = load(folder, monkeypatch)
+    kernels: Any = runner.device_scans
+    add_low_rank, calls = kernels.add_low_rank, iter(range(10**6))
+
+    def add_wrongly(out_TO: torch.Tensor, *args: Any, **sizes: Any) -> None:
+        add_low_rank(out_TO, *args, **sizes)
+        out_TO += next(calls)
+
+    monkeypatch.setattr(kernels, "add_low_rank", add_wrongly, raising=False)
+    assert runner.record_graphs(recorder, (2,), lambda share: None, num_slots=NUM_SLOTS, adapter_rank=4)
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "steps with adapters are launched one by one" in warning.message
+    assert "gives other logits as a graph" in vars(warning)["reason"]
+    assert graphs_of(runner).seat(decode_rows([2], adapter=1)) is None
+    assert graphs_of(runner).seat(decode_rows([2])) is not None
 
 
 class _Counter:

@@ -68,7 +68,8 @@ def test_each_variant_of_the_table_agrees_with_plain_torch(variant: Variant) -> 
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 33), (65, 1), (64, 64)])
 @pytest.mark.parametrize("max_rank", [1, 17, 70])
 def test_sizes_that_fill_no_tile(num_inputs: int, num_outputs: int, max_rank: int, is_decode: bool) -> None:
-    check(num_inputs, num_outputs, max_rank, is_decode=is_decode, places_T=PLACES_T)
+    places_T = PLACES_T[34:43] if is_decode else PLACES_T
+    check(num_inputs, num_outputs, max_rank, is_decode=is_decode, places_T=places_T)
 
 
 def test_the_plain_product_is_the_formula() -> None:

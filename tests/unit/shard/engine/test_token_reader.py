@@ -1,0 +1,34 @@
+"""The token reader reads in a thread of its own, which has the device of its rank."""
+
+import threading
+
+import pytest
+import torch
+from textmill_shard.engine.token_reader import HostMark, TokenReader
+
+WAIT_S = 10.0
+
+
+def test_tokens_come_in_the_order_of_their_steps() -> None:
+    reader = TokenReader(torch.device("cpu"))
+    read = threading.Semaphore(0)
+    began = reader.mark()
+    steps = [reader.begin([torch.tensor([step, 7]), torch.tensor([True])], began, read.release) for step in range(3)]
+    for step, reading in enumerate(steps):
+        tokens, marks = reading.result(WAIT_S).arrays
+        assert (tokens.tolist(), marks.tolist()) == ([step, 7], [True])
+        assert read.acquire(timeout=WAIT_S)
+    reader.close()
+
+
+def test_the_thread_that_waits_has_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread has the first GPU by itself, where it would take memory of another rank."""
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda index: seen.append((str(index), threading.current_thread().name))
+    )
+    monkeypatch.setattr(torch, "empty", lambda *shape, **_: torch.zeros(0, dtype=torch.uint8))
+    reader = TokenReader(torch.device("cuda:3"), mark=lambda _: HostMark(0))
+    reader.begin([], HostMark(0), lambda: None).result(WAIT_S)
+    assert seen == [("cuda:3", "token-reader_0")]
+    reader.close()

@@ -115,6 +115,19 @@ def test_block_sizes_that_do_not_fit_the_tile(block_size: int) -> None:
     assert error_of(run_attention(shape, tile, rule_of((), shape))) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("group", "dim", "window_tokens", "chunk_tokens", "max_query_len"),
+    [(5, 112, 1, None, 1), (6, 80, 3, 5, 70), (3, 100, None, 7, 70), (71, 64, 17, None, 1)],
+)
+def test_windows_and_chunks_shorter_than_a_block_and_groups_of_any_size(
+    group: int, dim: int, window_tokens: int | None, chunk_tokens: int | None, max_query_len: int
+) -> None:
+    shape = Shape(group, dim, dim, num_kv_heads=1)
+    tile = attention_tile(itemsize=4, group=group, key_dim=dim, value_dim=dim, max_query_len=max_query_len)
+    rule = AttentionRule(scaling=dim**-0.5, window_tokens=window_tokens, chunk_tokens=chunk_tokens)
+    assert error_of(run_attention(shape, tile, rule, num_multiprocessors=22)) < TOLERANCE
+
+
 @pytest.mark.parametrize("num_multiprocessors", [1, 48])  # 48 make two splits
 def test_padding_behind_the_sequences_becomes_zeros(num_multiprocessors: int) -> None:
     shape = Shape(group=4, key_dim=16, value_dim=16)

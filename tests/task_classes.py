@@ -45,6 +45,7 @@ DECIDED = {
     "Blip2ForConditionalGeneration": "visual-question-answering",
     "BlipForConditionalGeneration": "image-to-text",
     "GitForCausalLM": "image-to-text",
+    "LiltForQuestionAnswering": "document-question-answering",
     "Pix2StructForConditionalGeneration": "image-to-text",
     "VisionEncoderDecoderModel": "image-to-text",
 }

@@ -352,6 +352,7 @@ TASK_CLASSES = {
         "LayoutLMForQuestionAnswering",
         "LayoutLMv2ForQuestionAnswering",
         "LayoutLMv3ForQuestionAnswering",
+        "LiltForQuestionAnswering",
     ),
     "feature-extraction": ("BertGenerationEncoder",),
     "fill-mask": (

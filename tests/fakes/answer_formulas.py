@@ -114,6 +114,7 @@ def page_answers(
         encoding = tokenizer(question.split(), words, is_split_into_words=True, **options)
     else:
         encoding = tokenizer([question], [words], boxes=[boxes], **options)
+    if model.config.model_type == "layoutlmv3":
         processor = AutoImageProcessor.from_pretrained(folder, apply_ocr=False)
         more["pixel_values"] = processor(images=picture_of(file), return_tensors="pt")["pixel_values"]
     answers: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForDocumentQuestionAnswering,
     AutoModelForImageTextToText,
+    AutoModelForQuestionAnswering,
     AutoModelForVisualQuestionAnswering,
     VisionEncoderDecoderConfig,
 )
@@ -76,7 +77,17 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
         "num_labels": 2,
         "pad_token_id": 1,
     },
+    "lilt": {
+        **_WORDS,
+        "hidden_size": 48,
+        "channel_shrink_ratio": 4,
+        "type_vocab_size": 1,
+        "max_position_embeddings": MAX_PAGE_TOKENS + 2,
+        "num_labels": 2,
+        "pad_token_id": 1,
+    },
 }
+_OF_BYTES = ("layoutlmv3", "lilt")
 _PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "vilt": {"image_processor_type": "ViltImageProcessor", "size": {"shortest_edge": 32}, "size_divisor": 8},
     "blip": {"image_processor_type": "BlipImageProcessor", **_SQUARE},
@@ -115,6 +126,8 @@ def make_answering_model(
     }.get(task, AutoModelForImageTextToText)
     if kind in ("donut", "git"):
         auto_class = AutoModelForImageTextToText
+    if kind == "lilt":
+        auto_class = AutoModelForQuestionAnswering
     num_words = _write_tokenizer(folder, kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -143,14 +156,14 @@ def _config(kind: str, num_words: int) -> Any:
             "id2label": dict(enumerate(ANSWERS)),
             "label2id": {name: i for i, name in enumerate(ANSWERS)},
         }
-    if kind == "layoutlmv3":
+    if kind in _OF_BYTES:
         fields = {**fields, "vocab_size": num_words}
     return AutoConfig.for_model(kind, **fields)
 
 
 def _write_tokenizer(folder: Path, kind: str) -> int:
-    """Write a tokenizer of words, for LayoutLMv3 of bytes, and return the number of its tokens."""
-    if kind == "layoutlmv3":
+    """Write a tokenizer of words, for LayoutLMv3 and LiLT of bytes, and return the number of its tokens."""
+    if kind in _OF_BYTES:
         return _write_byte_tokenizer(folder)
     write_word_tokenizer(folder)
     if kind != "donut":

@@ -24,9 +24,10 @@ not listed, is compared at its start, and runs in the first of these layouts tha
 
 
 MEDIA_HEAD = f"""
-### Images and audio
+### Images, audio and tables
 
-For each task and model type of images or audio a tiny random model computes three files of other sizes at once in fp32.
+For each task and model type of images or audio a tiny random model computes three files of other sizes at once in fp32,
+and for tables two questions about each of three tables.
 Each answer is compared with the answer of transformers' pipeline for the file alone, and where transformers has no
 pipeline, with a formula over transformers' class. Texts, labels, boxes, masks and places must be equal. A number is the
 largest difference of a score, a time or a depth, of which the tests allow {BOUND:.0e}.

@@ -7,6 +7,7 @@ answer with the best of their scores: spans of other tokens of two words, and sp
 
 # W words of the page, n tokens of a window
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,8 @@ class DocumentHead:
         self._tokenizer = tokenizer
         self._device = device
         self._dtype = dtype
-        # Tokenizers of later types take the boxes, and split the question themselves.
-        self._takes_boxes = model.config.model_type != "layoutlm"
+        # Tokenizers of LayoutLMv3's kind take the boxes, and split the question themselves.
+        self._takes_boxes = "boxes" in inspect.signature(tokenizer.__call__).parameters
 
     def compute(self, rows: Sequence[ReadyRow], on_sign: Callable[[], None]) -> list[Answer | RowFailure]:
         return [self._answer(row, on_sign) for row in rows]

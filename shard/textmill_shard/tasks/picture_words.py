@@ -7,6 +7,7 @@ import numpy as np
 from transformers import (
     AutoModelForDocumentQuestionAnswering,
     AutoModelForImageTextToText,
+    AutoModelForQuestionAnswering,
     AutoModelForVisualQuestionAnswering,
 )
 
@@ -27,7 +28,7 @@ from textmill_shard.tasks.writing_head import WritingHead, read_settings
 _TRIAL_PAGE = ("What is it?", "a", "plain", "page")
 TRIAL_BOXES = np.array([[100 * left, 10, 100 * left + 50, 30] for left in (1, 2, 3)])
 _Built = tuple[HeadName, MediaHead, MediaReader]
-_PAGES_OF_WORDS = ("layoutlm", "layoutlmv3")
+_PAGES_OF_WORDS = ("layoutlm", "layoutlmv3", "lilt")
 # The types that each task is served with, and why others that the task is known for are not.
 _SERVED = {
     "image-to-text": ("vision-encoder-decoder", "blip", "git", "pix2struct"),
@@ -38,6 +39,9 @@ _NOT_SERVED = {
     "blip-2": "a large language model writes their texts, and models with images of this type are not served",
     "pix2struct": "they read a question as a picture of its letters, in a font that is not among their files",
     "layoutlmv2": "they look at the page by detectron2, which is no part of this server",
+    "udop": "their encoder reads a page, its words and a task's prompt in a form of their own",
+    "lxmert": "they read features of regions of a picture, which another model finds",
+    "visual_bert": "they read features of regions of a picture, which another model finds",
 }
 
 
@@ -56,6 +60,8 @@ def picture_answer_class(config: Any) -> Any:
 def page_answer_class(config: Any) -> Any:
     """Return the class that builds a model for document-question-answering. Raises UnsupportedModelError."""
     _check_type("document-question-answering", config)
+    if config.model_type == "lilt":
+        return AutoModelForQuestionAnswering
     if config.model_type in _PAGES_OF_WORDS:
         return AutoModelForDocumentQuestionAnswering
     if config.encoder.model_type != "donut-swin":
@@ -136,7 +142,7 @@ def build_page_answers(model: Any, source: ModelSource, *, max_pixels: int) -> _
     if not tokenizer.is_fast:
         raise UnsupportedModelError(f"{source.folder} has a tokenizer that does not tell which word a token is of")
     read = page_read(max_pixels=max_pixels)
-    if kind != "layoutlm":
+    if kind == "layoutlmv3":  # which sees the page too
         processor = image_processor(source.folder, kind)
         processor.apply_ocr = False  # the words come with the call
         read = image_read(processor, max_pixels=max_pixels)

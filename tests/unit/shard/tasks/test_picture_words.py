@@ -28,6 +28,7 @@ from tests.fakes.tiny_media import picture_file, write_json
 from tests.fakes.word_tokenizer import write_word_tokenizer
 
 CAPTIONS, QUESTIONS, PAGES = "image-to-text", "visual-question-answering", "document-question-answering"
+PAGES_OF_WORDS = ("layoutlm", "layoutlmv3", "lilt")
 FILES = [picture_file(40, 30, seed=1), picture_file(64, 64, seed=2, kind="JPEG"), picture_file(33, 90, seed=3)]
 PAGE = "my name is sarah and i live in london the happy dog is in the sunny day and a cat"
 WORDS = PAGE.split()
@@ -219,7 +220,7 @@ def test_a_written_answer_has_the_probability_of_its_tokens(
     assert len({answer.text for answer in found}) > 1
 
 
-@pytest.mark.parametrize("kind", ["layoutlm", "layoutlmv3"])
+@pytest.mark.parametrize("kind", PAGES_OF_WORDS)
 @pytest.mark.parametrize(
     ("window", "stride", "longest", "top_k"), [(MAX_PAGE_TOKENS, 30, 15, 1), (40, 6, 4, 5), (40, 0, 1, 3)]
 )
@@ -253,7 +254,7 @@ def test_the_words_of_a_page(tmp_path: Path, kind: str, window: int, stride: int
         assert found.scores.tolist() == pytest.approx([answer["score"] for answer in expected], abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["layoutlm", "layoutlmv3"])
+@pytest.mark.parametrize("kind", PAGES_OF_WORDS)
 def test_words_of_any_script_answer_and_words_without_tokens_do_not(tmp_path: Path, kind: str) -> None:
     model = make_answering_model(tmp_path, kind, PAGES, seed=2)
     words = ["é", "", "e\u0301", "你好", "\u200b", "🐕", "שלום", "cat"]
@@ -271,7 +272,7 @@ def test_words_of_any_script_answer_and_words_without_tokens_do_not(tmp_path: Pa
     assert 1 not in {*found.starts.tolist(), *found.ends.tolist()}
 
 
-@pytest.mark.parametrize("kind", ["layoutlm", "layoutlmv3"])
+@pytest.mark.parametrize("kind", PAGES_OF_WORDS)
 def test_words_answer_once_with_the_best_of_their_scores(tmp_path: Path, kind: str) -> None:
     """Words of several tokens, in windows that overlap, make many spans of tokens."""
     model = make_answering_model(tmp_path, kind, PAGES, seed=2)
@@ -335,13 +336,13 @@ def test_questions_that_the_model_cannot_read(
     assert sentence in found.message
 
 
-@pytest.mark.parametrize("kind", ["vilt", "blip", "layoutlm", "layoutlmv3", "donut"])
+@pytest.mark.parametrize("kind", ["vilt", "blip", *PAGES_OF_WORDS, "donut"])
 def test_pictures_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
     task = QUESTIONS if kind in ("vilt", "blip") else PAGES
     make_answering_model(tmp_path, kind, task)
     read = load(tmp_path, task).runner.read
     for file in (b"", b"no picture", FILES[0][:60], picture_file(2000, 1000)):
-        (found,) = read([MediaRow(file, None, ("a cat", "dog")[: 1 if kind not in ("layoutlm", "layoutlmv3") else 2])])
+        (found,) = read([MediaRow(file, None, ("a cat", "dog")[: 1 if kind not in PAGES_OF_WORDS else 2])])
         assert isinstance(found, RowFailure)
         assert found.code is FailureCode.BAD_MEDIA
 
@@ -387,7 +388,17 @@ def test_a_donut_that_knows_no_questions_is_refused(tmp_path: Path) -> None:
         load(tmp_path, PAGES)
 
 
-def test_models_of_detectron_are_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / "config.json", {"model_type": "layoutlmv2"})
-    with pytest.raises(ModelError, match=r"layoutlmv2 cannot be served .* because they look at the page by detectron2"):
-        load(tmp_path, PAGES)
+@pytest.mark.parametrize(
+    ("kind", "task", "reason"),
+    [
+        ("layoutlmv2", PAGES, "they look at the page by detectron2"),
+        ("udop", PAGES, "their encoder reads a page, its words and a task's prompt in a form of their own"),
+        ("lxmert", QUESTIONS, "they read features of regions of a picture"),
+        ("visual_bert", QUESTIONS, "they read features of regions of a picture"),
+        ("blip-2", QUESTIONS, "a large language model writes their texts"),
+    ],
+)
+def test_types_whose_inputs_are_not_made_here_are_refused(tmp_path: Path, kind: str, task: str, reason: str) -> None:
+    write_json(tmp_path / "config.json", {"model_type": kind})
+    with pytest.raises(ModelError, match=f"{kind} cannot be served as {task}, because {reason}"):
+        load(tmp_path, task)

@@ -11,39 +11,14 @@ import httpx
 import pytest
 
 from tests.fakes.byte_tokenizer import write_byte_tokenizer
-from tests.fakes.fake_row_shard import RowShardOptions
 from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.task_router import task_router
+from tests.fakes.task_shards import TASK_SHARDS
 from tests.fakes.tiny_media import picture_file, sound_file
-from tests.fakes.word_tokenizer import MASK_ID
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
 SECTIONS: dict[str, str] = dict(re.findall(r"(?ms)^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE))
-LABELS = ("contradiction", "neutral", "entailment")
-ROWS = {
-    "feature-extraction": RowShardOptions(),
-    "sentence-similarity": RowShardOptions(),
-    "text-classification": RowShardOptions(heads=("labels",), labels=LABELS, max_row_tokens=60),
-    "zero-shot-classification": RowShardOptions(heads=("labels",), labels=LABELS, max_row_tokens=60),
-    "rerank": RowShardOptions(heads=("labels",), labels=("LABEL_0",)),
-    "token-classification": RowShardOptions(heads=("token_labels",), labels=("O", "B-PER")),
-    "fill-mask": RowShardOptions(heads=("masks",), mask_token_id=MASK_ID),
-    "question-answering": RowShardOptions(heads=("spans",), max_row_tokens=200, max_batch_tokens=400),
-    "table-question-answering": RowShardOptions(heads=("cells",), labels=("NONE", "SUM"), media="table"),
-    "image-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
-    "object-detection": RowShardOptions(heads=("boxes",), labels=LABELS, media="image"),
-    "image-segmentation": RowShardOptions(heads=("segments",), labels=LABELS, media="image", subtasks=("panoptic",)),
-    "zero-shot-image-classification": RowShardOptions(heads=("pair_scores",), media="image"),
-    "zero-shot-object-detection": RowShardOptions(heads=("boxes",), media="image", max_batch_files=1),
-    "depth-estimation": RowShardOptions(heads=("depths",), media="image", max_batch_files=1),
-    "image-to-text": RowShardOptions(heads=("writings",), media="image"),
-    "visual-question-answering": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
-    "document-question-answering": RowShardOptions(heads=("documents",), media="image", max_row_tokens=512),
-    "audio-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="audio"),
-    "automatic-speech-recognition": RowShardOptions(heads=("transcripts",), media="audio", max_batch_files=1),
-    "text-to-audio": RowShardOptions(heads=("sounds",), media="text", max_batch_files=1, num_speakers=1),
-}
 WRITING = {
     "summarization, translation, text2text-generation": (
         "summarization",
@@ -63,7 +38,7 @@ CALLS = [
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, httpx.Client]]:
     with ExitStack() as stack:
         found = {}
-        for task, options in ROWS.items():
+        for task, options in TASK_SHARDS.items():
             router = stack.enter_context(task_router(tmp_path_factory.mktemp("rows"), task, options))
             found[task] = stack.enter_context(router.client())
         for title, (task, writing) in WRITING.items():
@@ -75,7 +50,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, http
 
 
 def test_every_task_has_a_section_with_a_call() -> None:
-    assert {title for title, _ in CALLS} == {*ROWS, *WRITING}
+    assert {title for title, _ in CALLS} == {*TASK_SHARDS, *WRITING}
 
 
 @pytest.mark.parametrize(("title", "snippet"), CALLS, ids=[title for title, _ in CALLS])
@@ -125,7 +100,9 @@ def test_the_python_of_images_runs(
 ) -> None:
     (tmp_path / "picture.jpg").write_bytes(FILES["@picture.jpg"])
     monkeypatch.chdir(tmp_path)
-    assert {each.label for each in run_python(clients, "image-classification")["labels"]} == set(LABELS)
+    assert {each.label for each in run_python(clients, "image-classification")["labels"]} == set(
+        TASK_SHARDS["image-classification"].labels
+    )
 
 
 def test_the_python_of_words_about_images_runs(
@@ -134,7 +111,9 @@ def test_the_python_of_words_about_images_runs(
     (tmp_path / "picture.jpg").write_bytes(FILES["@picture.jpg"])
     monkeypatch.chdir(tmp_path)
     assert run_python(clients, "image-to-text")["text"] == ""
-    assert {each.answer for each in run_python(clients, "visual-question-answering")["answers"]} < set(LABELS)
+    assert {each.answer for each in run_python(clients, "visual-question-answering")["answers"]} < set(
+        TASK_SHARDS["visual-question-answering"].labels
+    )
     [found] = run_python(clients, "document-question-answering")["answers"]
     assert (found.answer, found.start, found.end) == ("Total: $9.90", 0, 1)
 

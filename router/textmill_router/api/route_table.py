@@ -100,7 +100,11 @@ def aliases_of(task: str | None) -> dict[str, str]:
 
 def openapi_document(task: str | None = None) -> dict[str, Any]:
     """Return the OpenAPI document of all routes of a server whose model is made for this task."""
-    return build_document([row.operation for row in rows_of(task)])
+    about = "Text generation over HTTP: TGI's native dialect, OpenAI's, the Open Inference Protocol."
+    if task is not None and (is_row_task(task) or task in WRITING_TASKS):
+        of_task = f"The task {task} at `POST /`, as the Inference API of Hugging Face has the task."
+        about = of_task if is_row_task(task) else f"{of_task} {about}"
+    return build_document([row.operation for row in rows_of(task)], about=about)
 
 
 def vertex_route(service: Service) -> ASGIApp:
@@ -372,6 +376,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example={"lora_name": "poet", "lora_path": "poet"},
             operation_id="load_lora_adapter",
         ),
+        writes=True,
     ),
     RouteRow(
         UnloadAdapterRoute,
@@ -386,6 +391,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example={"lora_name": "poet"},
             operation_id="unload_lora_adapter",
         ),
+        writes=True,
     ),
     RouteRow(
         _tokenize_route,

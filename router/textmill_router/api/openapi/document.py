@@ -64,8 +64,11 @@ _DESCRIPTIONS = {
 }
 
 
-def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """Return the whole document, in OpenAPI 3.1, of the operations that are shown."""
+def build_document(operations: Sequence[Operation], *, about: str) -> dict[str, Any]:
+    """Return the whole document, in OpenAPI 3.1, of the operations that are shown.
+
+    `about` says what the server does.
+    """
     operations = [operation for operation in operations if operation.is_shown]
     types = _types_of(operations)
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
@@ -89,7 +92,7 @@ def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Textmill",
-            "description": "Text generation over HTTP: TGI's native dialect, OpenAI's, the Open Inference Protocol.",
+            "description": about,
             "license": {"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
             "version": version("textmill"),
         },

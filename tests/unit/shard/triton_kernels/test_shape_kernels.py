@@ -6,11 +6,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.layers.low_rank_tables import LowRankTables
 from textmill_shard.model.adapter import LowRank
+from textmill_shard.model.decode_rows import DecodeRows
+from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import IdLists, RepetitionChange, ScoreChanges, Temperatures
 from textmill_shard.triton_kernels import kernels as kernels_file
@@ -95,7 +98,31 @@ def scan(kernels: DeviceKernels, move: Move, *, is_changed: bool, num_candidates
     return [first.scores_NV, first.best_N, first.tempered_mass_N, first.candidates_NC, *of_scan]
 
 
+def unpack(kernels: DeviceKernels, move: Move) -> torch.Tensor:
+    rows = DecodeRows(
+        slots_R=np.array([1]),
+        starts_R=np.array([5]),
+        tokens_R=np.array([7]),
+        block_tables_RB=np.zeros((1, 2), dtype=np.int32),
+    )
+    numbers_n = [move(torch.zeros(T, dtype=torch.int64)) for _ in range(5)]
+    batch = ForwardBatch(
+        *numbers_n[:3],
+        query_starts=move(torch.arange(T + 1, dtype=torch.int32)),
+        context_lens_R=move(torch.ones(T, dtype=torch.int32)),
+        block_tables_RB=move(torch.zeros(T, NUM_BLOCKS, dtype=torch.int32)),
+        logit_rows_N=numbers_n[3],
+        max_query_len=1,
+        max_context_len=NUM_BLOCKS * BLOCK_SIZE,
+        slots_R=numbers_n[4],
+    )
+    packed = move(torch.from_numpy(rows.pack()))
+    kernels.unpack_rows(packed, move(torch.zeros(3).long()), batch, scratch_block=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    return batch.block_tables_RB
+
+
 CALLS: dict[str, Call] = {
+    "unpack": unpack,
     "write": lambda kernels, move: write(kernels, move, turns=False, has_8_bits=False),
     "write with turns": lambda kernels, move: write(kernels, move, turns=True, has_8_bits=False),
     "write of 8 bits": lambda kernels, move: write(kernels, move, turns=True, has_8_bits=True),
@@ -115,6 +142,11 @@ CALLS: dict[str, Call] = {
     "scan with candidates": lambda kernels, move: scan(kernels, move, is_changed=False, num_candidates=7),
     "scan of changed scores": lambda kernels, move: scan(kernels, move, is_changed=True, num_candidates=0),
 }
+
+
+def on_gpu(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the fake GPU of the form of another."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=GPU)
 
 
 def forms(result: Any) -> list[Any]:
@@ -137,11 +169,39 @@ def test_a_stand_in_gives_what_the_kernel_gives(name: str, monkeypatch: pytest.M
     expected = forms(CALLS[name](interpreted_kernels(H100_MULTIPROCESSORS), lambda tensor: tensor))
     gpu = FakeGpu()
     with gpu:
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=GPU)
-
-        found = forms(CALLS[name](ShapeKernels(gpu), move))
+        found = forms(CALLS[name](ShapeKernels(gpu), on_gpu))
     assert found == expected
-    kernels = ("write_kv", "paged_attention", "merge_splits", "rms_norm", "add_rms_norm", "gate_up", "shrink", "expand")
+    kernels = (
+        "unpack_rows",
+        "write_kv",
+        "paged_attention",
+        "merge_splits",
+        "rms_norm",
+        "add_rms_norm",
+        "gate_up",
+        "shrink",
+        "expand",
+    )
     assert sum(gpu.counts[kernel] for kernel in (*kernels, "gumbel", "scan_parts", "merge_parts")) == len(launched)
+
+
+class Noted:
+    """Notes which kernels are called."""
+
+    def __init__(self, kernels: DeviceKernels) -> None:
+        self._kernels = kernels
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.add(name)
+        return getattr(self._kernels, name)
+
+
+def test_each_kernel_is_compared() -> None:
+    gpu = FakeGpu()
+    kernels: Any = Noted(ShapeKernels(gpu))
+    real_table()
+    with gpu:
+        for call in CALLS.values():
+            call(kernels, on_gpu)
+    assert kernels.names == {name for name in vars(DeviceKernels) if not name.startswith("_")}

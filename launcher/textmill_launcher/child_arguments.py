@@ -181,8 +181,9 @@ def download_environment(environ: Mapping[str, str], settings: Settings) -> dict
 def child_environment(environ: Mapping[str, str], settings: Settings, interface: str | None = None) -> dict[str, str]:
     """Return a child's environment, without secrets.
 
-    The child writes output at once and never asks the hub. Shards that meet on the loopback talk on the loopback only,
-    and shards of several machines on the `interface`.
+    The child writes output at once and never asks the hub. Where the package `kernels` is installed, transformers takes
+    no kernels of the hub, not even those of an earlier download. Shards that meet on the loopback talk on the loopback
+    only, and shards of several machines on the `interface`.
     """
     kept = {name: value for name, value in _without_secrets(environ).items() if name not in _PLACE_VARIABLES}
     return {
@@ -190,6 +191,7 @@ def child_environment(environ: Mapping[str, str], settings: Settings, interface:
         **kept,
         **_PLAIN_OUTPUT,
         "HF_HUB_OFFLINE": "1",
+        "USE_HUB_KERNELS": "NO",
         "LOG_LEVEL": settings.log_level.lower(),
     }
 

@@ -171,6 +171,7 @@ def test_shards_that_meet_on_the_loopback_talk_on_the_loopback() -> None:
 def test_children_never_ask_the_hub_but_the_download_does() -> None:
     settings = load_settings([], {})
     assert child_environment({}, settings)["HF_HUB_OFFLINE"] == "1"
+    assert child_environment({"USE_HUB_KERNELS": "YES"}, settings)["USE_HUB_KERNELS"] == "NO"
     assert "HF_HUB_OFFLINE" not in download_environment({}, settings)
     assert download_environment({"HF_HUB_OFFLINE": "1"}, settings)["HF_HUB_OFFLINE"] == "1"
 

@@ -40,7 +40,9 @@ class Bench:
             plan.SERVER: lambda: server_check.check_server(setting),
             plan.EQUALITIES: lambda: steps.check_equalities(setting, self._made_runner()),
             plan.STEPS: lambda: steps.time_steps(setting, self._made_runner()),
-            plan.STREAMS: lambda: streams.time_streams(setting, self._made_runner(), Path(job.trace_file)),
+            plan.STREAMS: lambda: streams.time_streams(setting, self._made_runner()),
+            plan.TRANSFORMERS: lambda: streams.time_transformers(setting),
+            plan.TRACE: lambda: streams.trace_steps(setting, self._made_runner(), Path(job.trace_file)),
             plan.EXTRAS: lambda: extras.time_extras(setting, self._made_runner()),
         }
 

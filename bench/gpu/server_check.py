@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import urllib.request
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from bench.gpu.setting import Setting
 from bench.gpu.steps import make_model
 from bench.servers import Server, free_port
 
+PROJECT_FILE = Path(__file__).parents[2] / "pyproject.toml"
 START_LIMIT_S = 120.0
 IMPORTS = "import textmill_launcher.__main__, textmill_router.__main__, textmill_shard.__main__"
 PROMPT = "w5 w9 w2 w7 w1"
@@ -25,9 +28,10 @@ NUM_NEW = 12
 
 def check_server(setting: Setting) -> Iterator[Row]:
     """Yield whether the tokens of `POST /generate` are those of transformers. Needs the packages of the router."""
-    missing = missing_package()
-    if missing is not None:
-        yield Row("a call over HTTP", {"left out": f"the server needs the package {missing}, which is not installed"})
+    missing = missing_packages()
+    if missing:
+        reason = f"the server needs these packages, and what they need: {', '.join(missing)}"
+        yield Row("a call over HTTP", {"left out": reason})
         return
     sizes = DRY_SMALL if setting.is_dry else SMALL
     device = "cpu" if setting.is_dry else "cuda"
@@ -53,15 +57,31 @@ def check_server(setting: Setting) -> Iterator[Row]:
     )
 
 
-def missing_package() -> str | None:
-    """Return the first package that one of the three processes of a server lacks. Raises RuntimeError otherwise."""
+def missing_packages() -> list[str]:
+    """Return all packages that the three processes of a server lack, so that one look is enough to bring them along.
+
+    Raises RuntimeError where the server cannot be imported for another reason.
+    """
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode == 0:
-        return None
+        return []
     found = re.search(r"No module named '([^'.]+)", done.stderr)
     if found is None or found[1].startswith("textmill_"):
         raise RuntimeError(f"the server cannot be imported: {done.stderr.strip()}")
-    return found[1]
+    project = tomllib.loads(PROJECT_FILE.read_text())["project"]
+    wanted = project["dependencies"] + [
+        requirement for extra in ("router", "shard") for requirement in project["optional-dependencies"][extra]
+    ]
+    names = dict.fromkeys(re.split(r"[^\w.-]", requirement)[0] for requirement in wanted)
+    return [name for name in names if not _is_installed(name)] or [found[1]]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:

@@ -23,7 +23,9 @@ class Setting:
     is_dry: bool
     ends_at: float  # time.monotonic()
     kernels: TritonKernels
-    rates: dict[str, float] = field(default_factory=dict)  # measured: "copy" in bytes/s, "product" in operations/s
+    rates: dict[str, float] = field(
+        default_factory=dict
+    )  # measured: "copy" bytes/s, "product" operations/s, "streams" tokens/s
 
     @property
     def left_s(self) -> float:

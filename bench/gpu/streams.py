@@ -3,7 +3,7 @@
 import importlib.util
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ from bench.gpu.report import Row
 from bench.gpu.setting import Setting
 from bench.gpu.steps import BLOCK_SIZE, make_model, sizes_of, zero_pool
 
-LEAST_LEFT_S = 60.0  # transformers' warm-up takes part of this
 STEP_TOKENS = 8192  # of the largest step
 TRACED_TOKENS = 12  # of each stream: the file of the trace grows with each launch
 WARM_UP_TOKENS = 8
@@ -23,28 +22,44 @@ LEAST_DEVICE_SHARE = 0.95  # aim: so much of a step's time the device computes, 
 LEAST_RATIO = 3.0  # aim: tokens per second beside those of transformers
 
 
-def time_streams(setting: Setting, runner: ModelRunner, trace_file: Path) -> Iterator[Row]:
-    """Yield tokens per second without and with overlap, with graphs, and of transformers; write a trace of steps."""
-    sizes = sizes_of(setting)
-    num_streams, prompt, max_new = (2, 5, 3) if setting.is_dry else (64, 896, 128)
-    random = torch.Generator().manual_seed(4)
-    requests = [
-        Request(torch.randint(sizes.shape.vocabulary, (prompt,), generator=random).tolist(), max_new)
-        for _ in range(num_streams)
-    ]
-    num_blocks = num_streams * -(-(prompt + max_new) // BLOCK_SIZE)
-    zero_pool(runner, num_blocks)
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The requests that run side by side, and the blocks that they take."""
 
-    def loop_of(*, has_overlap: bool) -> StepLoop:
+    requests: tuple[Request, ...]
+    num_blocks: int
+
+    def loop(self, runner: ModelRunner, *, has_overlap: bool) -> StepLoop:
         return StepLoop(
             runner,
-            num_slots=num_streams,
-            num_blocks=num_blocks,
+            num_slots=len(self.requests),
+            num_blocks=self.num_blocks,
             max_step_tokens=STEP_TOKENS,
             has_overlap=has_overlap,
         )
 
-    best = 0.0
+    def shortened(self, prompt_tokens: int, max_new: int) -> list[Request]:
+        return [
+            replace(request, prompt=request.prompt[:prompt_tokens], max_new=min(request.max_new, max_new))
+            for request in self.requests
+        ]
+
+
+def _load_of(setting: Setting) -> Load:
+    vocabulary = sizes_of(setting).shape.vocabulary
+    num_streams, prompt, max_new = (2, 5, 3) if setting.is_dry else (64, 896, 128)
+    random = torch.Generator().manual_seed(4)
+    requests = tuple(
+        Request(torch.randint(vocabulary, (prompt,), generator=random).tolist(), max_new) for _ in range(num_streams)
+    )
+    return Load(requests, num_streams * -(-(prompt + max_new) // BLOCK_SIZE))
+
+
+def time_streams(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
+    """Yield tokens per second without and with overlap and with graphs, and note the best rate in the setting."""
+    load = _load_of(setting)
+    num_streams, prompt_tokens = len(load.requests), len(load.requests[0].prompt)
+    zero_pool(runner, load.num_blocks)
     for name, has_graphs, has_overlap in (
         ("", False, False),
         (", overlap", False, True),
@@ -53,27 +68,48 @@ def time_streams(setting: Setting, runner: ModelRunner, trace_file: Path) -> Ite
         is_as_named = not has_graphs or runner.record_graphs(
             setting.graph_recorder(), (num_streams,), lambda share: None, num_slots=num_streams
         )
-        with loop_of(has_overlap=has_overlap) as loop:
-            loop.run([replace(request, max_new=min(max_new, WARM_UP_TOKENS)) for request in requests])
-            found = loop.run(requests)
-        best = max(best, num_streams * max_new / found.seconds)
+        with load.loop(runner, has_overlap=has_overlap) as loop:
+            loop.run(load.shortened(prompt_tokens, WARM_UP_TOKENS))
+            found = loop.run(load.requests)
+        rate = sum(map(len, found.tokens)) / found.seconds
+        setting.rates["streams"] = max(rate, setting.rates.get("streams", 0.0))
         yield _row(setting, f"{num_streams} streams{name}", found, is_judged=has_graphs, is_as_named=is_as_named)
-    with loop_of(has_overlap=True) as loop:
-        _trace(setting, loop, requests, trace_file)
-    yield Row("trace of steps with overlap and graphs", {"file": trace_file.name})
-    if setting.left_s < LEAST_LEFT_S and not setting.is_dry:
-        yield Row("continuous batching of transformers", {"tokens/s": "no time was left"})
-        return
+
+
+def time_transformers(setting: Setting) -> Iterator[Row]:
+    """Yield the tokens per second of transformers for the requests of `time_streams`, beside the best rate there."""
+    name = f"{len(_load_of(setting).requests)} streams"
     if setting.is_dry and importlib.util.find_spec("psutil") is None:
-        yield Row("continuous batching of transformers", {"tokens/s": "left out: on a CPU transformers needs psutil"})
+        yield Row(name, {"tokens/s": "left out: on a CPU transformers needs psutil"})
         return
-    rate = _transformers_rate(setting, requests)
+    rate = _transformers_rate(setting, _load_of(setting).requests)
+    best = setting.rates.get("streams")
     yield Row(
-        "continuous batching of transformers",
-        {"tokens/s": rate, "ratio": best / rate},
+        name,
+        {"tokens/s": rate} if best is None else {"tokens/s": rate, "ratio": best / rate},
         aim=f"ratio >= {LEAST_RATIO:g}",
-        meets_aim=setting.judge(best >= LEAST_RATIO * rate),
+        meets_aim=None if best is None else setting.judge(best >= LEAST_RATIO * rate),
     )
+
+
+def trace_steps(setting: Setting, runner: ModelRunner, file: Path) -> Iterator[Row]:
+    """Write a trace of some steps with overlap and graphs."""
+    load = _load_of(setting)
+    short = load.shortened(BLOCK_SIZE, TRACED_TOKENS)
+    zero_pool(runner, load.num_blocks)
+    runner.record_graphs(setting.graph_recorder(), (len(short),), lambda share: None, num_slots=len(short))
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if not setting.is_dry:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    # The steps run in a thread of their own, which was there before.
+    options = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    with load.loop(runner, has_overlap=True) as loop:
+        loop.run(short)
+        with torch.profiler.profile(activities=activities, experimental_config=options) as profile:
+            loop.run(short)
+            setting.synchronize()
+    profile.export_chrome_trace(str(file))
+    yield Row("steps with overlap and graphs", {"file": file.name, "MB": file.stat().st_size / 1e6})
 
 
 def _row(setting: Setting, name: str, found: LoopRun, *, is_judged: bool, is_as_named: bool) -> Row:
@@ -95,23 +131,6 @@ def _row(setting: Setting, name: str, found: LoopRun, *, is_judged: bool, is_as_
         aim=f"host < {MOST_HOST_MS} ms, device >= {LEAST_DEVICE_SHARE:.0%} of the step" if is_judged else "",
         meets_aim=setting.judge(is_met) if is_judged else None,
     )
-
-
-def _trace(setting: Setting, loop: StepLoop, requests: Sequence[Request], file: Path) -> None:
-    short = [
-        replace(request, prompt=request.prompt[:BLOCK_SIZE], max_new=min(request.max_new, TRACED_TOKENS))
-        for request in requests
-    ]
-    loop.run(short)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if not setting.is_dry:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    # The steps run in a thread of their own, which was there before.
-    options = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
-    with torch.profiler.profile(activities=activities, experimental_config=options) as profile:
-        loop.run(short)
-        setting.synchronize()
-    profile.export_chrome_trace(str(file))
 
 
 def _transformers_rate(setting: Setting, requests: Sequence[Request]) -> float:

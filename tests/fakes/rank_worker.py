@@ -197,7 +197,8 @@ NATIVE_MODELS = ("llama", "tied", "biases")
 SHARED = ", shared memory"  # stands behind the name of a model whose ranks share memory, with native kernels
 SHARED_MODELS = ("llama", "tied", "biases", "one-kv-head", "small-table", "tied-small-table", "qwen3")
 EIGHT_BITS = ", 8 bits"  # stands behind the name of a model whose keys and values have 8 bits
-EIGHT_BITS_MODELS = ("llama", "one-kv-head")
+HEAD_SCALES = "head-scales"  # a llama with scales for its keys and values, another for each head
+EIGHT_BITS_MODELS = ("llama", "one-kv-head", HEAD_SCALES)
 KV_TYPE = "fp8_e4m3fn"
 LOOP = ", step loop"  # stands behind the name of a model that runs in the step loops of the ranks
 LOOP_MODELS = ("llama", "one-kv-head")
@@ -384,7 +385,13 @@ def sight_of(results: Sequence[StepResult], tokens: dict[int, list[int]]) -> Loo
     return sight
 
 
-FOUR_RANKS_MODELS = ("llama", "one-kv-head", "qwen3", *FAMILIES)  # two ranks share a key/value head, or all have one
+FOUR_RANKS_MODELS = (
+    "llama",
+    "one-kv-head",
+    HEAD_SCALES,
+    "qwen3",
+    *FAMILIES,
+)  # two ranks share a key/value head, or all have one
 RANKS_TIMEOUT_S = 240
 
 

@@ -26,6 +26,8 @@ PARTS = [
     "Equal logits of a llama of random weights",
     "Steps of a llama of random weights",
     "Streams",
+    "Continuous batching of transformers",
+    "Trace",
     "What requests and flags add to a step",
 ]
 KERNELS = PARTS[0]
@@ -138,14 +140,21 @@ def test_an_interpreter_that_numpy_breaks_is_named() -> None:
         check_interpreter("3.6.0", "2.10.1")
 
 
-def test_the_package_that_the_server_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_packages_that_the_server_lacks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_check, "IMPORTS", "import json, no_such_package.inside")
-    assert server_check.missing_package() == "no_such_package"
+    assert server_check.missing_packages() == ["no_such_package"]  # no requirement of the project
+    project = tmp_path / "pyproject.toml"
+    project.write_text(
+        '[project]\ndependencies = ["numpy>=2", "no-such-package[extra]>=1 ; python_version > \'3\'"]\n'
+        '[project.optional-dependencies]\nrouter = ["other_lacking==2"]\nshard = ["torch>=2.11", "other_lacking"]\n'
+    )
+    monkeypatch.setattr(server_check, "PROJECT_FILE", project)
+    assert server_check.missing_packages() == ["no-such-package", "other_lacking"]
     monkeypatch.setattr(server_check, "IMPORTS", "import json")
-    assert server_check.missing_package() is None
+    assert server_check.missing_packages() == []
     monkeypatch.setattr(server_check, "IMPORTS", "import textmill_shard.no_such_file")
     with pytest.raises(RuntimeError, match="cannot be imported"):
-        server_check.missing_package()
+        server_check.missing_packages()
 
 
 def test_a_report_is_whole_after_every_row_and_in_the_order_of_the_plan(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.loader.load_options import LoadOptions
@@ -19,6 +20,7 @@ from tests.fakes.native_cases import native_kernels
 from tests.fakes.rank_worker import (
     EIGHT_BITS,
     EIGHT_BITS_MODELS,
+    HEAD_SCALES,
     IMAGES,
     KV_TYPE,
     LOOP,
@@ -55,6 +57,14 @@ EIGHT_BITS_TOLERANCE = 2e-3  # a sum in another order may round to the next numb
 needs_ranks = pytest.mark.slow
 
 
+def with_head_scales(folder: Path) -> Path:
+    """Put scales into a checkpoint that cut the numbers of the second key/value head, and not those of the first."""
+    file = folder / "model.safetensors"
+    names = [f"model.layers.{layer}.self_attn.kv_scale" for layer in range(2)]
+    save_file({**load_file(file), **{name: torch.tensor([0.01, 1e-5]) for name in names}}, file)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     root = tmp_path_factory.mktemp("divided")
@@ -68,6 +78,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         make_tiny_model(root / "qwen3", "qwen3"),
         make_tiny_model(root / "biases", "llama", attention_bias=True, mlp_bias=True),
     ]
+    made.append(with_head_scales(make_tiny_llama(root / HEAD_SCALES)))
     made += [make_family(name, root / name) for name in FAMILIES]
     (root / QWEN3_VL).mkdir()
     made.append(make_image_model(QWEN, root / QWEN3_VL).folder)
@@ -131,7 +142,7 @@ def test_ranks_with_keys_and_values_of_8_bits_give_the_logits_of_one(
     four_ranks: list[Mapping[str, RankSight]],
     name: str,
 ) -> None:
-    """Each rank measures the scales of its own heads, and a scale rounds nothing."""
+    """Each rank measures the scales of its own heads, or takes those of the checkpoint."""
     alone = look(folders[name], TensorParallel(), kv_type=KV_TYPE)
     scale = alone.logits.abs().max()
     for rank in (*ranks, *four_ranks):

@@ -21,8 +21,9 @@ from textmill_shard.layouts.image_tower import leave_out, tower_parts
 from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.linears import find_linears
 from textmill_shard.loader.model_files import WeightFiles
+from textmill_shard.loader.scale_names import is_attention_scale
 from textmill_shard.loader.stored_form import StoredForm, dequantising, without_form
-from textmill_shard.loader.stored_kv_scales import is_attention_scale, note_unneeded_scales
+from textmill_shard.loader.stored_kv_scales import note_unneeded_scales
 from textmill_shard.loader.weight_reader import (
     cast_weights,
     check_left_over,

@@ -21,23 +21,14 @@ from textmill_shard.distributed.index_ranges import Heads
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.model_files import WeightFiles
+from textmill_shard.loader.scale_names import BOTH, KEYS, OF_OTHERS, VALUES, ZERO_POINTS, is_attention_scale
 from textmill_shard.loader.stored_form import kv_cache_scheme
 from textmill_shard.loader.tensor_files import open_tensors
+from textmill_shard.loader.weight_reader import stored_by_new_name
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.kv_scales import KV_TYPES, KvScales
 
 log = logging.getLogger(__name__)
-
-_KEYS, _VALUES, _BOTH = "k_scale", "v_scale", "kv_scale"
-_ZERO_POINTS = ("k_zero_point", "v_zero_point")
-# Of queries and of the weights of attention, which are not stored in 8 bits here.
-_OF_OTHERS = ("q_scale", "prob_scale")
-_LEAVES = frozenset((_KEYS, _VALUES, _BOTH, *_ZERO_POINTS, *_OF_OTHERS))
-
-
-def is_attention_scale(name: str) -> bool:
-    """Whether a tensor of a checkpoint scales what attention stores or computes, and is no weight of the model."""
-    return name.rpartition(".")[2] in _LEAVES
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +76,7 @@ def read_kv_scales(
     of_layer = _by_layer(model, names, source.folder)
     read = {index: _layer_scales(of, specs[index], source, device=device) for index, of in of_layer.items()}
     found = {index: scales for index, scales in read.items() if scales is not None}
-    others = [name for name in names if name.rpartition(".")[2] in _OF_OTHERS]
+    others = [name for name in names if name.rpartition(".")[2] in OF_OTHERS]
     if others:
         log.info(
             "scales of queries and of the weights of attention are not needed: neither is stored in 8 bits",
@@ -116,8 +107,8 @@ def _by_layer(model: nn.Module, names: Iterable[str], folder: Path) -> dict[int,
         for each in (path, path.removeprefix(prefix), prefix + path):
             index_of_path.setdefault(each, index)
     found: dict[int, _LayerNames] = {}
-    for name in names:
-        path, _, leaf = name.rpartition(".")
+    for new_name, name in sorted(stored_by_new_name(model, names).items()):
+        path, _, leaf = new_name.rpartition(".")
         while path and path not in index_of_path:
             path = path.rpartition(".")[0]
         if not path:
@@ -135,17 +126,17 @@ def _by_layer(model: nn.Module, names: Iterable[str], folder: Path) -> dict[int,
 def _layer_scales(
     names: _LayerNames, spec: LayerKvSpec, source: ScaleSource, *, device: torch.device
 ) -> KvScales | None:
-    for leaf in _ZERO_POINTS:
+    for leaf in ZERO_POINTS:
         if leaf in names and _read(names[leaf], source).any():
             raise ModelFilesError(
                 f"{source.folder} holds {names[leaf]}: keys and values that were moved before they were scaled are "
                 "not read; --kv-cache-dtype auto needs no scales"
             )
-    keys, values = (names.get(leaf, names.get(_BOTH)) for leaf in (_KEYS, _VALUES))
+    keys, values = (names.get(leaf, names.get(BOTH)) for leaf in (KEYS, VALUES))
     if keys is None and values is None:
         return None
     if keys is None or values is None:
-        has, lacks = (keys, _VALUES) if keys is not None else (values, _KEYS)
+        has, lacks = (keys, VALUES) if keys is not None else (values, KEYS)
         raise ModelFilesError(f"{source.folder} holds {has} and no {lacks} of the same layer")
     keys_K, values_K = (_local_scales(name, spec, source).to(device) for name in (keys, values))
     return KvScales(keys_K=keys_K, values_K=values_K)

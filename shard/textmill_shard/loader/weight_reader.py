@@ -17,8 +17,8 @@ from textmill_shard.distributed.index_ranges import IndexRange
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.expert_stacks import Stack, find_stacks
 from textmill_shard.loader.model_files import WeightFiles
+from textmill_shard.loader.scale_names import is_attention_scale
 from textmill_shard.loader.stored_form import check_plain
-from textmill_shard.loader.stored_kv_scales import is_attention_scale
 from textmill_shard.loader.tensor_files import open_tensors
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelFilesError, UnsupportedModelError
 from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_config import read_config
 from textmill_shard.loader.model_files import find_weight_files
+from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
 from textmill_shard.loader.model_loader import load_model
+from textmill_shard.loader.stored_form import StoredForm
 from textmill_shard.loader.stored_kv_scales import ScaleSource, read_kv_scales
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.kv_scales import KV_TYPES, KvScales
@@ -25,6 +28,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from tests.fakes.paged_driver import PagedDriver
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
 from tests.zoo.drive import make_zoo_model
+from tests.zoo.image_drive import make_image_model
+from tests.zoo.images import IMAGE_ZOO
 from tests.zoo.table import FLAT
 
 E4M3 = "fp8_e4m3fn"
@@ -155,6 +160,33 @@ def test_one_scale_may_stand_for_keys_and_values_and_without_one_they_are_measur
     assert torch.equal(second.keys_K, torch.full((NUM_KV_HEADS,), KEY_SCALE))
     assert torch.equal(second.values_K, second.keys_K)
     assert record_of(log_of, "keys and values are kept")["layers_scaled_by_checkpoint"] == 1
+
+
+def test_a_model_with_images_has_scales_under_the_names_of_older_releases(tmp_path: Path) -> None:
+    make_image_model(next(entry for entry in IMAGE_ZOO if entry.name == "Llava"), tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({**load_file(file), "language_model.model.layers.0.self_attn.kv_scale": torch.tensor(KEY_SCALE)}, file)
+    first, *_ = scales_of(load(tmp_path))
+    assert torch.equal(first.keys_K, torch.full_like(first.keys_K, KEY_SCALE))
+
+
+def test_scales_are_told_where_no_keys_and_values_are_stored(folder: Path, log_of: pytest.LogCaptureFixture) -> None:
+    """A model that classifies its texts computes them whole."""
+    with_scales(folder, of_all_layers(kv_scale=torch.tensor(KEY_SCALE)))
+    source = ModelSource(
+        folder=folder,
+        config=read_config(folder, trust_remote_code=False),
+        files=find_weight_files(folder),
+        form=StoredForm.PLAIN,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        parallel=TensorParallel(),
+        trust_remote_code=False,
+        auto_class=AutoModelForCausalLM,
+    )
+    fill_model(build_model(source), source, on_progress=lambda share: None)
+    told = record_of(log_of, "scales of keys and values in the checkpoint are not needed")
+    assert (told["reason"], told["num_tensors"]) == ("no keys and values are stored", NUM_LAYERS)
 
 
 def test_a_scale_that_cuts_the_numbers_of_the_trial_is_told(folder: Path, log_of: pytest.LogCaptureFixture) -> None:

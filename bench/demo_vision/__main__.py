@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from textmill_launcher.model_files import find_demo_file
-from textmill_shard.loader.gguf_convert import convert_gguf
+from textmill_shard.loader.gguf_cache import convert_gguf
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from bench.demo_vision.folder import write_folder

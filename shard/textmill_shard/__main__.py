@@ -49,7 +49,7 @@ def _convert(settings: ConvertSettings | TokenizerSettings) -> Path:
     """Convert a model or the tokenizer of one, and return the folder. Raises ModelError and OSError."""
     if isinstance(settings, ConvertSettings):
         with _collector_at_rest():
-            from textmill_shard.loader.gguf_convert import convert_gguf
+            from textmill_shard.loader.gguf_cache import convert_gguf
 
         return convert_gguf(settings.gguf, settings.cache_dir, settings.dtype)
     with _collector_at_rest():

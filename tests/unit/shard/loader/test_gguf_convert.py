@@ -12,7 +12,7 @@ import tokenizers
 import torch
 from safetensors.torch import load_file
 from textmill_shard.errors import ModelFilesError
-from textmill_shard.loader.gguf_convert import convert_gguf
+from textmill_shard.loader.gguf_cache import convert_gguf
 from textmill_shard.loader.gguf_header import read_header
 from textmill_shard.loader.gguf_tokenizer import write_tokenizer
 from textmill_shard.loader.load_options import LoadOptions

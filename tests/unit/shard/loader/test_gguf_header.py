@@ -7,7 +7,7 @@ import numpy
 import pytest
 from safetensors.torch import load_file
 from textmill_shard.errors import ModelFilesError
-from textmill_shard.loader.gguf_convert import convert_gguf
+from textmill_shard.loader.gguf_cache import convert_gguf
 from textmill_shard.loader.gguf_header import read_header
 from textmill_shard.loader.gguf_parts import read_parts
 

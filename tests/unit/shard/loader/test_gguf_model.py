@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 from textmill_shard.errors import ModelFilesError
-from textmill_shard.loader.gguf_convert import convert_gguf
+from textmill_shard.loader.gguf_cache import convert_gguf
 from textmill_shard.loader.gguf_rope import llama3_divisors
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model

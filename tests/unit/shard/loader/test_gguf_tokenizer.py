@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tokenizers
 from textmill_shard.errors import ModelFilesError
-from textmill_shard.loader.gguf_convert import convert_gguf
+from textmill_shard.loader.gguf_cache import convert_gguf
 from textmill_shard.loader.gguf_tokenizer import write_tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 

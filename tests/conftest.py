@@ -99,6 +99,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Let the end of the process free what was kept, which libraries otherwise call a leak."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuse names of tests that differ between processes, and tests of the real server in a file without a name.
 

@@ -43,6 +43,14 @@ def socket_folder(tmp_path: Path) -> Iterator[Path]:
     assert list(folder.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedServer]:
+    """A server that loads at first. Its last test ends the server."""
+    arguments = ["--model-id", str(tiny_model), "--dtype", "float32", "--kv-cache-bytes", KV_BYTES]
+    with launched(arguments, tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
 def process_ids(server: LaunchedServer) -> list[int]:
     return [server.process.pid, *(child.pid for child in server.children())]
 
@@ -71,6 +79,42 @@ def events_after_the_first(server: LaunchedServer, then: Callable[[], None], num
         return [first, *(line for line in lines if line.startswith("data:"))]
 
 
+def test_generate_and_health_tell_the_phase_while_loading(server: LaunchedServer) -> None:
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        wait_until(lambda: server.health() is not None, 60, "the router listens")
+        refused = client.post(f"{server.base_url}/generate", json=QUESTION)
+        assert refused.status_code == 503
+        body = refused.json()
+        assert body["error_type"] == "loading"
+        assert body["phase"]
+        assert "estimated_time" in body
+        health = client.get(f"{server.base_url}/health")
+        assert health.status_code == 503
+        assert (health.json()["error"], health.json()["error_type"]) == ("unhealthy", "healthcheck")
+        assert health.json()["phase"]
+        server.wait_ready()
+        assert client.post(f"{server.base_url}/generate", json=QUESTION).status_code == 200
+        log = server.log_text
+        assert "shard rank 0: ready after" in log
+        assert "router: ready after" in log
+
+
+def test_second_signal_gives_running_requests_an_error(server: LaunchedServer) -> None:
+    server.wait_ready()
+    pids = process_ids(server)
+
+    def signal_twice() -> None:
+        server.process.terminate()
+        server.wait_for_log("draining")
+        server.process.terminate()
+
+    events = events_after_the_first(server, then=signal_twice)
+    assert '"error_type":"shutting_down"' in events[-1]
+    assert server.wait_exit() == 0
+    assert_gone(pids)
+    assert "SIGTERM again" in server.log_text
+
+
 def test_signal_lets_running_requests_end_and_leaves_nothing_behind(
     tiny_arguments: list[str], tmp_path: Path, socket_folder: Path
 ) -> None:
@@ -88,26 +132,6 @@ def test_signal_lets_running_requests_end_and_leaves_nothing_behind(
         assert server.wait_exit() == 0
         assert time.monotonic() - began_s < STOP_LIMIT_S
         assert_gone(pids)
-
-
-def test_generate_and_health_tell_the_phase_while_loading(tiny_arguments: list[str], tmp_path: Path) -> None:
-    with launched(tiny_arguments, tmp_path) as server, httpx.Client(trust_env=False, timeout=30) as client:
-        wait_until(lambda: server.health() is not None, 60, "the router listens")
-        refused = client.post(f"{server.base_url}/generate", json=QUESTION)
-        assert refused.status_code == 503
-        body = refused.json()
-        assert body["error_type"] == "loading"
-        assert body["phase"]
-        assert "estimated_time" in body
-        health = client.get(f"{server.base_url}/health")
-        assert health.status_code == 503
-        assert (health.json()["error"], health.json()["error_type"]) == ("unhealthy", "healthcheck")
-        assert health.json()["phase"]
-        server.wait_ready()
-        assert client.post(f"{server.base_url}/generate", json=QUESTION).status_code == 200
-        log = server.log_text
-        assert "shard rank 0: ready after" in log
-        assert "router: ready after" in log
 
 
 def test_stop_while_loading_leaves_nothing_behind(
@@ -136,23 +160,6 @@ def test_shard_that_is_killed_without_restarts_left_stops_the_rest_and_is_named(
         assert "shard rank 0 was killed by SIGKILL while serving" in log
         assert "its last lines:" in log
         assert "what to try:" in log
-
-
-def test_second_signal_gives_running_requests_an_error(tiny_arguments: list[str], tmp_path: Path) -> None:
-    with launched(tiny_arguments, tmp_path) as server:
-        server.wait_ready()
-        pids = process_ids(server)
-
-        def signal_twice() -> None:
-            server.process.terminate()
-            server.wait_for_log("draining")
-            server.process.terminate()
-
-        events = events_after_the_first(server, then=signal_twice)
-        assert '"error_type":"shutting_down"' in events[-1]
-        assert server.wait_exit() == 0
-        assert_gone(pids)
-        assert "SIGTERM again" in server.log_text
 
 
 def test_router_that_is_killed_without_restarts_left_stops_the_rest_and_is_named(

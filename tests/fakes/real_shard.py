@@ -26,7 +26,7 @@ BLOCK_SIZE = 16
 NUM_BLOCKS = 128
 NUM_SLOTS = 8
 MEDIA_BYTES = 8 * 1024**2
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class RealShard:

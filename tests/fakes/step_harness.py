@@ -48,7 +48,7 @@ NUM_BLOCKS = 32
 NUM_SLOTS = 4
 VOCAB_SIZE = 50
 EOS_ID = 49
-WAIT_S = 10.0
+WAIT_S = 60.0  # far more than a step takes, also on a machine with other work
 
 FACTS = shard_facts(
     model_id="prefix",

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -78,7 +77,7 @@ def test_a_seeded_request_is_the_same_alone_and_among_eight_others(real_server: 
 @settings(
     max_examples=20,
     derandomize=True,
-    deadline=timedelta(seconds=60),
+    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

@@ -31,6 +31,6 @@ def test_brackets_of_texts_and_neighbours_do_not_count(value: object) -> None:
 
 def test_string_without_an_end_is_looked_at_once() -> None:
     """A search for the end from each quote in the string would take five seconds here, and hours for 2 MB."""
-    begin_s = time.monotonic()
+    begin_s = time.process_time()
     assert not is_too_deep(b'["' + b"[" * 200 + b'\\"' * 20_000)
-    assert time.monotonic() - begin_s < 1
+    assert time.process_time() - begin_s < 1

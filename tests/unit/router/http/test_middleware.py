@@ -53,10 +53,10 @@ def test_other_keys_are_refused(value: bytes) -> None:
 
 def test_header_of_spaces_is_read_once() -> None:
     """A match that begins at each of the spaces would take seconds."""
-    begin_s = time.monotonic()
+    begin_s = time.process_time()
     assert status_with(b"Bearer" + b" " * 30_000) == 401
     assert status_with(b"Bearer a" + b" " * 30_000 + b"x") == 401
-    assert time.monotonic() - begin_s < 1
+    assert time.process_time() - begin_s < 1
 
 
 @pytest.mark.parametrize(

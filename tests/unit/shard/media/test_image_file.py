@@ -99,10 +99,10 @@ def test_the_first_frame_counts() -> None:
 def test_a_hostile_picture_ends_with_a_sentence(name: str) -> None:
     data, message = HOSTILE_PICTURES[name]
     tracemalloc.start()
-    began_s = time.monotonic()
+    began_s = time.process_time()
     with pytest.raises(MediaError, match=message):
         pixels(data)
-    assert time.monotonic() - began_s < 1.0
+    assert time.process_time() - began_s < 1.0
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()
 

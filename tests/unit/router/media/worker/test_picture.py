@@ -51,12 +51,12 @@ def test_bombs_are_refused_by_their_header() -> None:
     data = png_of_zeros(6000, 6000)
     assert len(data) < 200_000
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = refused(data)
     assert found.is_too_large
     assert "6000 x 6000 pixels, the limit is 25000000" in str(found)
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     tracemalloc.stop()
 
 

@@ -50,9 +50,9 @@ def test_parameter_without_an_entry_is_a_string_or_as_the_schema_says_of_others(
 def test_references_that_branch_without_end_are_given_up() -> None:
     reference = {"$ref": "#/$defs/d"}
     schema = {"properties": {"a": reference}, "$defs": {"d": {"anyOf": [reference] * 100}}}
-    begin_s = time.monotonic()
+    begin_s = time.process_time()
     assert Parameters(schema).types_of("a") == ALL_TYPES
-    assert time.monotonic() - begin_s < 1
+    assert time.process_time() - begin_s < 1
 
 
 def test_declared_parameters_stand_in_order_and_alone() -> None:

@@ -58,6 +58,10 @@ def test_calls_outlive_a_shard_that_is_killed(server: LaunchedServer) -> None:
         assert client.get("/health").status_code == 200
 
 
+# The shard imports torch again after each death, which takes 10 s and more. Quicker tests of the same rule are in
+# `contract/test_task_queue.py`.
+@pytest.mark.slow
+@pytest.mark.faults
 def test_a_text_that_ends_the_shard_fails_alone(server: LaunchedServer) -> None:
     """All texts are in one batch, because the first of them waits for others."""
     with httpx.Client(base_url=server.base_url, timeout=120, trust_env=False) as client, ThreadPoolExecutor(4) as pool:

@@ -33,6 +33,8 @@ _ALIASES = {
     "ner": "token-classification",
     "sentiment-analysis": "text-classification",
     "sentence-embeddings": "feature-extraction",
+    "image-captioning": "image-to-text",
+    "text-retrieval": "sentence-similarity",
     "text-ranking": "rerank",
     "sentence-ranking": "rerank",
     "text-to-speech": "text-to-audio",

@@ -1,5 +1,7 @@
 """Checks on the device that the step loop gives the same tokens with and without overlap, graphs, prefixes and chunks.
 
+Two ranks that share a vocabulary have to draw what one rank draws.
+
 The model has float32 weights, in which products of other shapes differ too little to change a token.
 """
 
@@ -11,6 +13,7 @@ from textmill_shard.model.runner import ModelRunner
 from textmill_shard.slots.sampling_params import SamplingParams
 
 from bench.gpu.loop import LoopRun, Request, StepLoop
+from bench.gpu.part_checks import check_parts
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
 from bench.gpu.steps import BLOCK_SIZE, Sizes, make_runner, zero_pool
@@ -66,6 +69,7 @@ def check_loop(setting: Setting) -> Iterator[Row]:
     yield Row("graphs are recorded, and replays give the logits of steps", {"graphs": len(shares)}, is_recorded)
     yield _row("graphs", expected, run(has_overlap=False).tokens)
     yield _row("graphs, overlap", expected, run(has_overlap=True).tokens)
+    yield from check_parts(setting, SAMPLINGS)
 
 
 def _loop(runner: ModelRunner, num_blocks: int, max_step_tokens: int, num_slots: int, *, has_overlap: bool) -> StepLoop:

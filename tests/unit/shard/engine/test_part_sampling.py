@@ -133,3 +133,27 @@ def test_a_search_by_beams_has_whole_rows_and_gives_what_one_rank_gives() -> Non
                 assert shard.other_error is None
     assert found[0]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_step_of_rows_that_draw_is_one_exchange_of_candidates(is_changed: bool) -> None:
+    """Of each row four numbers, of the one that draws two for each of 3 + 16 candidates and two sums.
+
+    Where a request changes scores, the logit of each of these ids travels too.
+    """
+    draws = SamplingParams(do_sample=True, top_k=3, seed=1, repetition_penalty=1.5 if is_changed else 1.0)
+    shared = SharedShard(
+        facts=FACTS, make_sampler=lambda: Sampler(num_slots=FACTS.num_slots, device=torch.device("cpu"))
+    )
+    with shared:
+        shared.send(
+            admits=[
+                admit(0, [5, 3], max_new=6, ignore_eos=True),
+                admit(1, [2, 4], max_new=6, sampling=draws, ignore_eos=True),
+            ]
+        )
+        shared.run_to_end(0, 1)
+    assert shared.other_error is None
+    num_words = (5 * 2 + 3 * 19 + 2) if is_changed else (4 * 2 + 2 * 19 + 2)
+    assert shared.meeting.sent_bytes == [4 * num_words] * 6
+    assert not any(len(entry.look.rows) for entry in shared.channel.entries if entry.look is not None)

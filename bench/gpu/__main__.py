@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         ends_at=started + arguments.budget_s,
         trace_file=arguments.report.with_suffix(".trace.json.gz"),
     )
-    supervisor = Supervisor(run, report, arguments.report.with_suffix(".log"))
+    log_file = arguments.report.with_suffix(".log")
+    supervisor = Supervisor(run, report, log_file, lambda line: print(line, file=sys.stderr, flush=True))
     try:
         supervisor.run(plan)
     except Refused as refusal:

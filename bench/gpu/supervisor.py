@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -53,7 +54,9 @@ class Run:
 class Supervisor:
     """Runs a plan. `close` ends all processes, also from another thread or a signal."""
 
-    def __init__(self, run: Run, report: Report, log_file: Path) -> None:
+    def __init__(self, run: Run, report: Report, log_file: Path, say: Callable[[str], None]) -> None:
+        """`say` gets a line for each part that ends."""
+        self._say = say
         self._run = run
         self._report = report
         self._log_file = log_file
@@ -84,7 +87,7 @@ class Supervisor:
             child.stop()
 
     def _run_lane(self, lane: Lane) -> None:
-        state = _LaneState(list(lane.parts))
+        state = _LaneState(list(lane.parts), self._say)
         while state.left and not self._is_closing and self._refusal is None:
             if self._run.left_s < self._run.least_left_s and not self._run.is_dry:
                 for part in state.left:
@@ -158,6 +161,7 @@ class _LaneState:
     """How far a lane has come."""
 
     left: list[Part]  # the part under way is the first
+    say: Callable[[str], None]
     done: list[str] = field(default_factory=list)  # items
     item: str | None = None  # under way
     part_began: float | None = None  # time.monotonic(); None: no part is under way
@@ -222,8 +226,11 @@ class _LaneState:
         part = self.left.pop(0)
         if reason is not None:
             report.skip(part.name, reason)
+        taken = ""
         if self.part_began is not None:
             report.took(part.name, time.monotonic() - self.part_began)
+            taken = f" after {time.monotonic() - self.part_began:.0f} s"
+        self.say(f"{part.name}: {reason or 'done'}{taken}")
         self.done.clear()
         self.item, self.item_began, self.part_began, self.num_breaks = None, None, None, 0
 
@@ -290,7 +297,8 @@ class _Child:
             pass
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that hangs may hold a killed process
+            self._process.wait(STOP_LIMIT_S)
         self._reader.join(STOP_LIMIT_S)
 
     def _read(self) -> None:

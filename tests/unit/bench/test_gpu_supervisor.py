@@ -35,7 +35,8 @@ class Bed:
             trace_file=self.mark,
             least_left_s=least_left_s,
         )
-        self.supervisor = Supervisor(run, self.report, self.log)
+        self.said: list[str] = []
+        self.supervisor = Supervisor(run, self.report, self.log, self.said.append)
 
     def run(self, *lanes: tuple[str, ...]) -> None:
         stage = tuple(Lane(tuple(part(name) for name in names)) for names in lanes)
@@ -69,6 +70,11 @@ def test_an_exception_ends_its_part_and_the_next_one_runs_in_the_same_process(be
     assert bed.names("raises") == ["before"]
     assert bed.reason("raises") == "failed: ZeroDivisionError: by nothing"
     assert bed.mark.read_text() == "forgotten"  # models
+    assert [line.rpartition(" after ")[0] for line in bed.said] == [
+        "measures: done",
+        "raises: failed: ZeroDivisionError: by nothing",
+        "asks: done",
+    ]
     assert bed.names("asks") == ["rates"]
     assert "Traceback" in bed.log.read_text()
 

@@ -294,6 +294,12 @@ def _load(
     runner.allocate_kv(num_blocks)
     # A request has at least one block, so that a step has no more rows than there are blocks.
     buckets = _graph_buckets(settings, runner, min(settings.num_slots, num_blocks))
+    if runner.device.type == "cuda" and not (settings.no_graphs or settings.cuda_graphs == () or buckets):
+        log.warning(
+            "decode steps are launched one by one, because what this model or its attention launches does not follow "
+            "from the number of rows alone: more time of the host",
+            extra={"layout": runner.facts.layout},
+        )
     if buckets:
         runner.record_graphs(
             CudaGraphRecorder(),

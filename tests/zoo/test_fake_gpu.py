@@ -5,6 +5,7 @@ The models are those of the zoo in bfloat16. Kernels are stood in for by their s
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,8 @@ from textmill_shard.engine.upload import Upload
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.adapter import AdapterWeights, LowRank
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.native.ranks import RankRoom
@@ -453,3 +456,36 @@ def test_launches_and_copies_of_a_graph_step_with_adapters(tmp_path: Path, monke
     plain, adapted = graphs.launches
     assert adapted.total() - plain.total() == 3 * ADAPTED_LAYER + 2
     assert adapted["shrink"] == adapted["expand"] == 3 * 7 + 1
+
+
+def test_the_memory_that_graphs_keep_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the largest step the largest decode step is measured, and the numbers that graphs read are counted."""
+    gpu = FakeGpu()
+    make_tiny_llama(tmp_path, layers=1)
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32")
+    tokens: list[int] = []
+    forward = runner.forward
+
+    def note(batch: ForwardBatch) -> ForwardOutput:
+        tokens.append(len(batch.input_ids_T))
+        return forward(batch)
+
+    def peak(_: torch.device, run: Callable[[], object]) -> int:
+        run()
+        return 1000 * tokens[-1]
+
+    monkeypatch.setattr(runner, "forward", note)
+    for name, number in (("total_memory_bytes", 10**9), ("free_memory_bytes", 10**9)):
+        monkeypatch.setattr(f"textmill_shard.model.memory.{name}", lambda _, number=number: number)
+    monkeypatch.setattr("textmill_shard.model.memory.peak_bytes", peak)
+    options = KvMemoryOptions(max_step_tokens=64, num_slots=8, memory_fraction=0.5)
+    with gpu:
+        plain = plan_kv_memory(runner, options)
+        with_graphs = plan_kv_memory(runner, replace(options, num_graph_rows=6))
+    # The logits of the step before, and the sampler's copy.
+    assert plain.step_bytes == 64_000 + 2 * 8 * runner.facts.vocab_size * 4
+    packed = 4 * (4 + 6 * (6 + runner.graph_sizes([6], num_slots=8).table_width))
+    assert with_graphs.step_bytes - plain.step_bytes > 6000 + packed
+    assert with_graphs.step_bytes - plain.step_bytes == 6000 + runner.graph_sizes([6], num_slots=8).num_bytes
+    assert tokens == [64, 64, 6]
+    assert with_graphs.num_blocks < plain.num_blocks

@@ -1,7 +1,10 @@
 """Decode steps as graphs, with a recorder that runs no Python at a replay, as CUDA runs none."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,9 @@ from textmill_shard.layers.low_rank_tables import RESERVED_PLACES
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.adapter import AdapterWeights, LowRank
-from textmill_shard.model.decode_graphs import DecodeGraphs, default_buckets
+from textmill_shard.model.decode_graphs import CudaGraphRecorder, DecodeGraphs, default_buckets
 from textmill_shard.model.decode_rows import DecodeRows
-from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.slots.sampling_params import SamplingParams
@@ -328,6 +331,88 @@ def test_requests_have_the_tokens_that_they_have_without_graphs(
         assert shard.error is None
         assert (recorder.num_replays > num_replays + 8) == has_graphs
     assert found[0] == found[1]
+
+
+class FakeCuda:
+    """Stands in for the parts of `torch.cuda` that record graphs, and notes what is asked of them, in order."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._current = ["main"]
+        self._num_streams = 0
+        self._num_graphs = 0
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, stand_in in (
+            ("Stream", self._make_stream),
+            ("current_stream", lambda: FakeStream(self, self._current[-1])),
+            ("stream", self._use),
+            ("CUDAGraph", self._make_graph),
+            ("graph", self._record),
+        ):
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    @property
+    def current(self) -> str:
+        return self._current[-1]
+
+    def _make_stream(self) -> "FakeStream":
+        self._num_streams += 1
+        return FakeStream(self, f"side {self._num_streams}")
+
+    @contextmanager
+    def _use(self, stream: "FakeStream") -> Iterator[None]:
+        self._current.append(stream.name)
+        yield
+        self._current.pop()
+
+    def _make_graph(self) -> Any:
+        self._num_graphs += 1
+        name = f"graph {self._num_graphs}"
+        return SimpleNamespace(
+            name=name, pool=lambda: f"pool of {name}", replay=lambda: self.notes.append(f"replay {name}")
+        )
+
+    @contextmanager
+    def _record(self, graph: Any, *, pool: Any, stream: "FakeStream", capture_error_mode: str) -> Iterator[None]:
+        self.notes.append(f"record {graph.name} into {pool}, {capture_error_mode}")
+        with self._use(stream):
+            yield
+        self.notes.append("recorded")
+
+
+@dataclass(frozen=True)
+class FakeStream:
+    """A stream of `FakeCuda`."""
+
+    cuda: FakeCuda
+    name: str
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.cuda.notes.append(f"{self.name} waits for {other.name}")
+
+
+def test_cuda_records_on_one_stream_behind_a_run_that_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second stream would have a second workspace of cuBLAS, and graphs that share a pool must share the stream."""
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    recorder = CudaGraphRecorder()
+    output = ForwardOutput(logits_NV=torch.zeros(1, 2), hidden_TD=None)
+
+    def run() -> ForwardOutput:
+        cuda.notes.append(f"run on {cuda.current}")
+        return output
+
+    first, second = recorder.record(run), recorder.record(run)
+    assert first.output is output
+    second.replay()
+    assert cuda.notes == [
+        *("side 1 waits for main", "run on side 1", "main waits for side 1"),
+        *("record graph 1 into None, thread_local", "run on side 1", "recorded"),
+        *("side 1 waits for main", "run on side 1", "main waits for side 1"),
+        *("record graph 2 into pool of graph 1, thread_local", "run on side 1", "recorded"),
+        "replay graph 2",
+    ]
 
 
 def test_buckets_leave_little_padding() -> None:

@@ -4,7 +4,9 @@ As in a graph, a replay reads and writes the memory of the recording: numbers th
 read of a value on the host while recording raises. Kernels count as operations.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -57,12 +59,44 @@ def _is_full(value: Any) -> bool:
     return torch.is_tensor(value) and value.numel() > 0
 
 
+_num_capturing = 0
+_lock = threading.Lock()
+_patch = pytest.MonkeyPatch()
+
+
+@contextmanager
+def _capturing() -> Iterator[None]:
+    """Within this context torch says that a recording is under way. Threads may enter at a time."""
+    global _num_capturing
+    with _lock:
+        if not _num_capturing:
+            _patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        _num_capturing += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_capturing -= 1
+            if not _num_capturing:
+                _patch.undo()
+
+
 class RecordedKernels:
-    """Kernels of which each call is one operation of the recording under way."""
+    """Kernels, or a room of ranks, of which each call is one operation of the recording under way."""
 
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels
-        self.recording: _Recording | None = None
+        self._of_thread = threading.local()  # because ranks that are threads record at a time
+
+    @property
+    def recording(self) -> _Recording | None:
+        """The recording under way in this thread."""
+        found: _Recording | None = getattr(self._of_thread, "recording", None)
+        return found
+
+    @recording.setter
+    def recording(self, recording: _Recording | None) -> None:
+        self._of_thread.recording = recording
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self._kernels, name)
@@ -82,7 +116,7 @@ class RecordedKernels:
 class FakeGraphRecorder:
     """Implements `GraphRecorder`. Counts recordings, replays and their operations."""
 
-    def __init__(self, kernels: RecordedKernels) -> None:
+    def __init__(self, *kernels: RecordedKernels) -> None:
         self._kernels = kernels
         self.num_operations: list[int] = []
         self.num_replays = 0
@@ -90,13 +124,14 @@ class FakeGraphRecorder:
     def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
         run()  # as before a recording of CUDA
         recording = _Recording()
-        self._kernels.recording = recording
+        for kernels in self._kernels:
+            kernels.recording = recording
         try:
-            with recording, pytest.MonkeyPatch.context() as patch:
-                patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            with recording, _capturing():
                 output = run()
         finally:
-            self._kernels.recording = None
+            for kernels in self._kernels:
+                kernels.recording = None
         self.num_operations.append(len(recording.turns))
 
         @torch.inference_mode()

@@ -43,6 +43,9 @@ class ThreadRoom:
         self._meeting = meeting
         self._rank = rank
 
+    def add(self, tensor: torch.Tensor) -> None:
+        tensor.copy_(self.gather(tensor).sum(0))
+
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         meeting = self._meeting
         meeting.brought[self._rank] = tensor.clone()

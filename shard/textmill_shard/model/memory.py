@@ -192,9 +192,8 @@ def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> _Cos
         return _measure_longest_text(runner, options).plus(logits_bytes)
     if runner.device.type == "cuda":
         largest = _cost_of_step(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
-        # The measured step holds its own logits. With overlap those of the step before live on beside them, and the
-        # sampler changes a copy.
-        largest = largest.plus(2 * options.num_slots * runner.facts.vocab_size * torch.float32.itemsize)
+        # The measured step holds its own logits. With overlap those of the step before live on beside them.
+        largest = largest.plus(options.num_slots * runner.facts.vocab_size * torch.float32.itemsize)
         return largest.plus(_graph_bytes(runner, options)) if options.num_graph_rows else largest
     # A CPU takes seconds for a large step, so a smaller step is run and its cost is scaled up. The logits are added.
     num_tokens = min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU)
@@ -208,7 +207,7 @@ def _graph_bytes(runner: ModelRunner, options: KvMemoryOptions) -> int:
     rows = [_scratch_row(runner, 1, num_logits=1) for _ in range(options.num_graph_rows)]
     decode = synthetic_batch(rows, block_size=runner.facts.block_size, device=runner.device)
     sizes = runner.graph_sizes([options.num_graph_rows], num_slots=options.num_slots)
-    return _cost_of_step(runner, decode).num_bytes + sizes.num_bytes
+    return peak_bytes(runner.device, lambda: runner.forward(decode)) + sizes.num_bytes
 
 
 def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> _Cost:

@@ -3,8 +3,11 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
+from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import NotEnoughMemory, UnsupportedModelError
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
@@ -12,6 +15,7 @@ from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.memory import KvMemoryOptions
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.step_size import plan_fitting_step
+from textmill_shard.native.ranks import RankRoom
 
 from tests.fakes.tiny_models import make_tiny_llama
 
@@ -95,3 +99,28 @@ def test_other_errors_are_no_matter_of_size(runner: NarrowRunner) -> None:
 def test_memory_for_nothing_is_said_as_before(runner: NarrowRunner) -> None:
     with pytest.raises(NotEnoughMemory, match="leaves 0 bytes"):
         plan_fitting_step(runner, replace(OPTIONS, memory_fraction=1e-9), is_fixed=False)
+
+
+class _Twice:
+    """A room in which two ranks bring equal tensors."""
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack([tensor, tensor])
+
+
+@pytest.mark.parametrize(
+    ("error", "tokens"),
+    [(NotEnoughMemory("leaves 0 bytes"), 256), (MemoryError("no memory for the step"), None)],
+    ids=["too little is left", "memory runs out within a step"],
+)
+def test_several_ranks_take_a_smaller_step_where_all_of_them_find_too_little_left(
+    error: Exception, tokens: int | None, runner: NarrowRunner
+) -> None:
+    runner.parallel = TensorParallel(rank=1, world_size=2, room=cast(RankRoom, _Twice()))
+    runner.most_tokens, runner.error = 300, error
+    if tokens is None:
+        with pytest.raises(MemoryError):
+            plan_fitting_step(runner, OPTIONS, is_fixed=False)
+        return
+    _, kept = plan_fitting_step(runner, OPTIONS, is_fixed=False)
+    assert kept.max_step_tokens == tokens

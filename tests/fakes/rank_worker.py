@@ -202,6 +202,7 @@ EIGHT_BITS_MODELS = ("llama", "one-kv-head", HEAD_SCALES)
 KV_TYPE = "fp8_e4m3fn"
 LOOP = ", step loop"  # stands behind the name of a model that runs in the step loops of the ranks
 LOOP_MODELS = ("llama", "one-kv-head")
+WHOLE_HEAD = "tied-small-table"  # each rank computes all logits
 
 
 def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False, kv_type: str = "auto") -> RankSight:
@@ -288,9 +289,9 @@ LOOP_SAMPLINGS = (
     pb.Sampling(do_sample=True, seed=9, typical_p=0.5),
     pb.Sampling(do_sample=True, seed=10, min_p=0.3, temperature=0.2),
     pb.Sampling(repetition_penalty=1.7),
-    pb.Sampling(logit_bias_ids=little_endian(3, 300), logit_bias_values=np.array([0.2, 0.4], dtype="<f4").tobytes()),
+    pb.Sampling(logit_bias_ids=little_endian(3, 250), logit_bias_values=np.array([0.2, 0.4], dtype="<f4").tobytes()),
     pb.Sampling(do_sample=True, seed=11, dry_multiplier=1.0, dry_base=1.5, dry_allowed_length=1),
-    pb.Sampling(do_sample=True, seed=12, allowed_ids=little_endian(4, 90, 200, 310)),
+    pb.Sampling(do_sample=True, seed=12, allowed_ids=little_endian(4, 90, 200, 256)),
     pb.Sampling(bad_sequences=[little_endian(5), little_endian(6, 7)], no_repeat_ngram_size=1),
 )
 NUM_LOOP_SLOTS = len(LOOP_SAMPLINGS)
@@ -421,7 +422,7 @@ def run_rank(rank: int, world_size: int, port: int, out: Path, folders: Sequence
             sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)
         if folder.name in EIGHT_BITS_MODELS:
             sights[folder.name + EIGHT_BITS] = look(folder, parallel, kv_type=KV_TYPE)
-        if folder.name in LOOP_MODELS:
+        if folder.name in LOOP_MODELS or (folder.name == WHOLE_HEAD and world_size == 2):
             sights[folder.name + LOOP] = run_loop(folder, parallel, has_overlap=True)
         if sharing.room is not None and folder.name in SHARED_MODELS:
             if world_size == 2:

@@ -265,7 +265,8 @@ class StepPipeline:
         tensors = draw.tensors
         if draw.may_look and not self._executor.can_rewind:
             # The rows of this model keep states that no step can take back, so the tokens are settled first.
-            drawn_rows = self._row_sampler.finish(draw, to_host(*tensors), is_awaited=True)
+            arrays = to_host(*tensors) if tensors else []
+            drawn_rows = self._row_sampler.finish(draw, arrays, is_awaited=True)
             draw = LaunchedDraw(None, draw.tokens_N, draw.rows, {}, replace(drawn_rows, redrawn_N=None))
             launched_step.draw, tensors = draw, []
         assert draw.tokens_N is not None

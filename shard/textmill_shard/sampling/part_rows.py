@@ -206,7 +206,7 @@ def join_parts(
     pieces = iter(unpack(words_PW, sizes.shapes))
     best_PN, scores_PN, masses_PN, not_finite_PN = (next(pieces) for _ in range(4))
     scores_PN = floats(scores_PN)
-    logits_PN = floats(next(pieces)) if sizes.changes_scores else scores_PN
+    logits_PN = floats(next(pieces)) if sizes.changes_scores else None
     winner_1N = scores_PN.argmax(0, keepdim=True)  # of equal scores the first rank's, which has the smaller ids
     scan = RowScan(
         best_N=best_PN.gather(0, winner_1N).squeeze(0).long(),
@@ -228,10 +228,11 @@ def join_parts(
     top = None
     if sizes.num_rated:
         top, _ = join_best(next(pieces).long(), floats(next(pieces)), num_best)
+    scores_N = scores_PN.gather(0, winner_1N).squeeze(0)
     return JoinedRows(
         scan=scan,
-        scores_N=scores_PN.gather(0, winner_1N).squeeze(0),
-        logits_N=logits_PN.gather(0, winner_1N).squeeze(0),
+        scores_N=scores_N,
+        logits_N=scores_N if logits_PN is None else logits_PN.gather(0, winner_1N).squeeze(0),
         candidates=candidates,
         top=top,
     )

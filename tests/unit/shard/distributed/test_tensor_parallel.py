@@ -32,6 +32,7 @@ from tests.fakes.rank_worker import (
     RANKS_TIMEOUT_S,
     SHARED,
     SHARED_MODELS,
+    WHOLE_HEAD,
     ImageSight,
     LoopSight,
     RankSight,
@@ -288,6 +289,14 @@ def test_ranks_whose_steps_overlap_give_the_tokens_of_one_rank_without(
     alone = run_loop(folders[name], TensorParallel(), has_overlap=False)
     for sight in (ranks[0][name + LOOP], four_ranks[0][name + LOOP]):
         check_loop(sight, alone)
+
+
+@needs_ranks
+def test_ranks_that_compute_all_logits_each_give_the_tokens_of_one(
+    folders: Mapping[str, Path], ranks: list[Any]
+) -> None:
+    alone = run_loop(folders[WHOLE_HEAD], TensorParallel(), has_overlap=False)
+    check_loop(ranks[0][WHOLE_HEAD + LOOP], alone)
 
 
 @needs_ranks

@@ -90,14 +90,15 @@ class FailingSampler(Sampler):
         return super().mix(tokens_S, others_N, rows)
 
 
-@pytest.mark.parametrize("has_overlap", [False, True])
-def test_rule_19_the_fault_of_a_row_harms_no_other_row(has_overlap: bool) -> None:
+@pytest.mark.parametrize(("has_overlap", "layout"), [(False, "flat"), (True, "flat"), (True, "state")])
+def test_rule_19_the_fault_of_a_row_harms_no_other_row(has_overlap: bool, layout: str) -> None:
     sampling = SamplingParams(do_sample=True, top_k=3, seed=7)
 
     def make_sampler() -> Sampler:
         return FailingSampler(num_slots=FACTS.num_slots, device=torch.device("cpu"), num_candidates=40)
 
-    shared = SharedShard(facts=FACTS, make_sampler=make_sampler, token_reader=late_reader() if has_overlap else None)
+    facts = replace(FACTS, layout=layout, features=())
+    shared = SharedShard(facts=facts, make_sampler=make_sampler, token_reader=late_reader() if has_overlap else None)
     with shared:
         shared.send(admits=[admit(slot, [5, slot], max_new=6, sampling=sampling, ignore_eos=True) for slot in range(3)])
         found = shared.run_to_end(0, 1, 2)

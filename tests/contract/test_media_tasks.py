@@ -42,6 +42,7 @@ KINDS = {
 }
 FILE = b"\x89PNG and so on"  # the fake shard reads no format
 SOFTMAX = "softmax"
+BROKE = "Request failed during generation: "
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,21 @@ def test_errors_of_bodies_and_addresses(clients: dict[str, httpx.Client]) -> Non
         "batch size exceeded",
         "`inputs` makes 33 rows, and a call has at most 32 (--max-task-rows); send less",
     )
+
+
+def test_a_file_without_an_answer_is_named_in_its_list(tmp_path: Any) -> None:
+    task, options = KINDS["images"]
+    with task_router(tmp_path, task, options) as router, router.client() as client:
+        assert isinstance(router.shard, FakeRowShard)
+        files = {"inputs": [coded(b"one"), coded(b"two"), coded(b"three")]}
+        router.shard.poison(lambda file: file == b"two")
+        assert refused(client, files, status=424) == ("generation", f"{BROKE}`inputs[1]`: a score is not finite")
+        assert refused(client, {"inputs": coded(b"two")}, status=424) == ("generation", f"{BROKE}a score is not finite")
+        router.shard.poison(lambda file: False)
+        router.shard.die_of(lambda file: file == b"three")
+        error_type, error = refused(client, files, status=424)
+        assert error_type == "generation"
+        assert error.startswith(f"{BROKE}`inputs[2]`: the shard was lost twice with this row")
 
 
 def test_a_body_above_the_limit_of_media_is_413(tmp_path: Any) -> None:

@@ -34,7 +34,11 @@ MAX_SENT = 2  # batches: one that runs, and one that waits in the shard (rule 27
 
 
 class RowsFailed(Exception):
-    """A row of the call has no answer. The text says why."""
+    """A row of the call has no answer. The text says why, and `index` is that of the row in its call."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class FileRefused(Exception):
@@ -352,7 +356,7 @@ class RowEngine:
             call.done.set_result(None)
 
     def _fail(self, row: QueuedRow[AnyRow], message: str) -> None:
-        self._end(row, RowsFailed(message))
+        self._end(row, RowsFailed(message, row.index))
 
     def _end(self, row: QueuedRow[AnyRow], error: Exception) -> None:
         """End the call of a row with an error."""
@@ -364,7 +368,7 @@ class RowEngine:
 
 def _error_of(fault: RowFault, index: int) -> Exception:
     if not fault.is_of_client:
-        return RowsFailed(fault.message)
+        return RowsFailed(fault.message, index)
     return FileRefused(fault.message, index, is_of_text=fault.is_of_text)
 
 

@@ -19,7 +19,7 @@ from textmill_router.serving.service import Service
 from textmill_router.tasks.call import TaskCall
 from textmill_router.tasks.names import is_file_task
 from textmill_router.tasks.row_results import RowResult
-from textmill_router.tasks.rows import FileRow, StringRow, TableRow
+from textmill_router.tasks.rows import FileRow, Row, StringRow, TableRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,10 @@ async def _compute(backend: RowBackend, call: TaskCall, deadline_s: float | None
             path = row.texts_path
         raise ValidationFailed(f"`{path}`: {error}", field=path) from error
     except RowsFailed as error:
-        raise GenerationBroke(str(error)) from error
+        row = rows[error.index]
+        # Texts may be cut into several rows, so that a row alone does not tell its text.
+        path = "" if len(rows) == 1 or isinstance(row, Row) else f"`{row.path}`: "
+        raise GenerationBroke(f"{path}{error}") from error
     except EngineEnded as error:
         raise ShuttingDown(f"the engine has stopped: {error}", retry_after_s=1) from error
     num_tokens = sum(row.num_tokens for row in rows) + found.num_shard_tokens

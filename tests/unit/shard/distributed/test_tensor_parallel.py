@@ -49,6 +49,16 @@ from tests.zoo.images import IMAGE_ZOO
 QWEN = next(entry for entry in IMAGE_ZOO if entry.name == "Qwen3-VL")
 LLAVA = next(entry for entry in IMAGE_ZOO if entry.name == "Llava")
 REPOSITORY = Path(__file__).parents[4]
+# Not `-m`: the findings must carry the module's name, not `__main__`. The collector of garbage rests during the
+# imports, and the ranks share what these have made.
+RANKS = """
+import gc
+gc.disable()
+from tests.fakes.rank_worker import main
+gc.freeze()
+gc.enable()
+main()
+"""
 LLAMAS = ("llama", "tied", "one-kv-head", "small-table", "tied-small-table", "qwen2", "qwen3", "biases")
 # Of the largest logit; the ranks' sums are added in another order than one rank adds them.
 TOLERANCE = 1e-5
@@ -92,8 +102,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 def sights(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the findings of two ranks and of four."""
     scratch = tmp_path_factory.mktemp("sights")
-    # Not `-m`: the findings must carry the module's name, not `__main__`.
-    command = [sys.executable, "-c", "from tests.fakes.rank_worker import main; main()"]
+    command = [sys.executable, "-c", RANKS]
     done = subprocess.run(
         [*command, str(scratch), *map(str, folders.values())],
         cwd=REPOSITORY,

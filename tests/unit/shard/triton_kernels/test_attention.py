@@ -98,8 +98,9 @@ def test_a_span_changes_the_result_of_chunks() -> None:
     assert error_of((changed, expected)) < TOLERANCE
 
 
-@pytest.mark.parametrize("num_multiprocessors", [1, H100_MULTIPROCESSORS])
-@pytest.mark.parametrize("scores", [(), SCORES])
+@pytest.mark.parametrize(
+    ("num_multiprocessors", "scores"), [(1, SCORES), (H100_MULTIPROCESSORS, ())], ids=["whole", "split"]
+)
 def test_contexts_of_one_and_of_five_thousand_tokens(num_multiprocessors: int, scores: tuple[str, ...]) -> None:
     shape = Shape(group=4, key_dim=64, value_dim=64, num_kv_heads=1)
     pieces = (Piece(0, 1), Piece(4_999, 1), Piece(4_997, 3))

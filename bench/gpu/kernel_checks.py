@@ -282,7 +282,12 @@ def _attention_error(setting: Setting, case: AttentionCase, dtype: torch.dtype) 
     order = torch.randperm(sum(num_blocks), generator=torch.Generator().manual_seed(0))
     tables = torch.split(order, num_blocks)
     rows = [
-        SyntheticRow(ids_n=torch.zeros(count, dtype=torch.int64), blocks=table.tolist(), start=before)
+        SyntheticRow(
+            ids_n=torch.zeros(count, dtype=torch.int64),
+            blocks=table.tolist(),
+            start=before,
+            span_ends_n=_span_ends(before, count) if "spans" in case.scores else None,
+        )
         for (before, count), table in zip(batch_pieces, tables, strict=True)
     ]
     batch = synthetic_batch(rows, block_size=BLOCK_SIZE, scratch_block=sum(num_blocks), device=setting.device)
@@ -299,9 +304,10 @@ def _attention_error(setting: Setting, case: AttentionCase, dtype: torch.dtype) 
         softcap=2.0 if "softcap" in case.scores else None,
         sinks_H=_random(setting, torch.float32, num_heads) if "sinks" in case.scores else None,
         slopes_H=_random(setting, torch.float32, num_heads).abs() / 10 if "slopes" in case.scores else None,
+        sees_spans="spans" in case.scores,
     )
     tiles = map_tiles(batch.query_starts, case.tile, group=case.group, num_tokens=len(query_THD))
-    indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB)
+    indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB, batch.span_ends_T)
     kernels = setting.kernels if case.is_split else TritonKernels(num_multiprocessors=1)  # one splits no context
     step = ReferenceAttention().prepare(batch, block_size=BLOCK_SIZE)
     if case.stored is not None:
@@ -313,6 +319,14 @@ def _attention_error(setting: Setting, case: AttentionCase, dtype: torch.dtype) 
     found = kernels.attention(query_THD, key_pool, value_pool, indices, tiles, rule)
     expected = step.attend(query_THD.float(), key_pool.float(), value_pool.float(), rule)
     return _difference(found, expected)
+
+
+def _span_ends(start: int, count: int) -> torch.Tensor:
+    """Return the ends of an image in the second quarter of a row's new tokens, 0 for the other tokens."""
+    first, end = count // 4, count // 2
+    ends_n = torch.zeros(count, dtype=torch.int32)
+    ends_n[first:end] = start + end
+    return ends_n
 
 
 def _write_error(setting: Setting, case: WriteCase, dtype: torch.dtype) -> float:

@@ -22,6 +22,7 @@ OTHER_QUESTION = [{"role": "user", "content": "How many days has a week?"}]
 ANSWER = "The capital is Zanzibar."
 MOST_TRAINING_STEPS = 40
 TARGETS = ["q_proj", "v_proj", "down_proj"]
+NUM_FIXED_LAYERS = 24  # of 30; the adapter changes the others
 TIMEOUT_S = 120
 
 
@@ -29,12 +30,25 @@ def prompt_of(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
+class Fixed(torch.nn.Module):
+    """Stands for the layers below the adapter, which give the same result in each step."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, hidden: torch.Tensor, **_: Any) -> torch.Tensor:
+        return self.hidden
+
+
 def train(model_dir: Path, folder: Path) -> None:
     """Teach an adapter one answer to one question, and write the adapter."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     torch.manual_seed(1)
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    config = peft.LoraConfig(r=8, lora_alpha=32, target_modules=TARGETS, layers_to_transform=list(range(24, 30)))
+    config = peft.LoraConfig(
+        r=8, lora_alpha=32, target_modules=TARGETS, layers_to_transform=list(range(NUM_FIXED_LAYERS, 30))
+    )
     with warnings.catch_warnings():  # this PEFT asks for a name that transformers is about to give up
         warnings.simplefilter("ignore", FutureWarning)
         model: Any = peft.get_peft_model(base, config)
@@ -42,6 +56,10 @@ def train(model_dir: Path, folder: Path) -> None:
     answer = [*tokenizer(ANSWER, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     ids = torch.tensor([[*prompt, *answer]])
     labels = torch.tensor([[-100] * len(prompt) + answer])
+    with torch.no_grad():
+        hidden = base(input_ids=ids, output_hidden_states=True).hidden_states[NUM_FIXED_LAYERS]
+    for number in range(NUM_FIXED_LAYERS):
+        base.model.layers[number] = Fixed(hidden)
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
     for _ in range(MOST_TRAINING_STEPS):
         loss = model(input_ids=ids, labels=labels).loss

@@ -152,7 +152,8 @@ def test_full_queue_refuses(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer) as bench:
             shard.pause()
-            generations = [bench.request(b"%d" % i) for i in range(256)]
+            # 256 wait at most, beside as many as the free slots will take.
+            generations = [bench.request(b"%d" % i) for i in range(256 + SMALL.num_slots)]
             for request in generations:
                 bench.engine.submit(request, Ignore())
             with pytest.raises(QueueFull):

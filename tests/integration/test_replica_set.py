@@ -148,8 +148,8 @@ def test_a_full_queue_sends_a_request_to_the_other_replica(tmp_path: Path, token
         async with two_shards(tmp_path) as (first, second), open_set(tmp_path, tokenizer) as bench:
             first.pause()
             second.pause()
-            # 256 wait for each replica at most, and the eight slots of each are taken only at the next turn.
-            requests = [bench.request(b"x" * (1 + number % 7)) for number in range(2 * 256)]
+            # 256 wait for each replica at most, beside as many as the eight free slots of each will take.
+            requests = [bench.request(b"x" * (1 + number % 7)) for number in range(2 * (256 + 8))]
             for request in requests:
                 bench.engine.submit(request, NoReader())
             with pytest.raises(QueueFull):

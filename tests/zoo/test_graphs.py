@@ -21,11 +21,6 @@ from tests.zoo.images import IMAGE_ZOO
 from tests.zoo.table import FLAT
 
 ADAPTER_RANK = 3
-# Models whose steps are launched one by one on a GPU, with the reason.
-NO_GRAPHS = {
-    "gemma3n": "layers with sparse activations make a tensor on the host in every step",
-    "phimoe, long context": "its rotary layer compares the longest position with a number",
-}
 # Families with rotary positions of their own, and one without.
 IMAGE_ENTRIES = [entry for entry in IMAGE_ZOO if entry.name in ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL", "Gemma3")]
 
@@ -43,10 +38,9 @@ def test_decode_steps_become_graphs(
         recorder, (NUM_SLOTS,), lambda share: None, num_slots=NUM_SLOTS, adapter_rank=ADAPTER_RANK
     )
     reasons = [vars(record)["reason"] for record in caplog.records if hasattr(record, "reason")]
-    assert is_recorded == (entry.name not in NO_GRAPHS), reasons
-    assert bool(reasons) == (entry.name in NO_GRAPHS)
-    assert all("HostReadWhileRecording" in reason for reason in reasons)
-    assert len(recorder.num_operations) == (2 if is_recorded else 0)  # without adapters, and with them
+    assert is_recorded, reasons
+    assert reasons == []
+    assert len(recorder.num_operations) == 2  # without adapters, and with them
 
 
 @pytest.mark.parametrize("entry", IMAGE_ENTRIES, ids=lambda entry: entry.name)

@@ -22,6 +22,7 @@ from textmill_shard.layers.module_swaps import swap_modules
 from textmill_shard.layers.parallel_layers import let_head_give_part
 from textmill_shard.layouts.adaptable import adaptable_linears
 from textmill_shard.layouts.decoder_tap import DecoderTap
+from textmill_shard.layouts.device_constants import keep_constants
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions, find_decoder, weight_bytes
 from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
@@ -154,10 +155,16 @@ def _arrange(
 
 
 def _attach(
-    model: Any, probe: ProbeResult, backend: AttentionBackend, turns: Turns, *, rope_border: int | None
+    model: Any,
+    probe: ProbeResult,
+    backend: AttentionBackend,
+    turns: Turns,
+    *,
+    rope_border: int | None,
 ) -> StepContext:
     """Let the model's attention layers read the paged pool, and return the context that they share."""
     context = StepContext(backend=backend)
+    keep_constants(model, context)
     if rope_border is not None:
         choose_long_tables_by_token(model, context, border=rope_border)
     register_attention()

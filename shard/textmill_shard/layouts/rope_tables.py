@@ -16,6 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from textmill_shard.attention.seam import StepContext
 from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.layouts.device_constants import PhimoeTables
 
 _LONG, _DYNAMIC = "longrope", "dynamic"
 
@@ -54,6 +55,8 @@ def choose_long_tables_by_token(model: nn.Module, context: StepContext, *, borde
     if not modules:
         raise UnsupportedModelError("the config names longrope positions, but the model has no such rotary layer")
     for module in modules:
+        if isinstance(module.forward, PhimoeTables):
+            continue  # which chooses by token
         module.forward = _TableByToken(module.forward, context, border)
 
 

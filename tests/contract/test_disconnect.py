@@ -119,6 +119,7 @@ def test_client_that_leaves_in_its_prefill_costs_no_token(tmp_path: Path, route:
         router.shard.pause()
         connection = router.send(route, ENDLESS)
         router.wait_until_counts(running=1, waiting=0)
+        router.wait_until(lambda: bool(router.shard.history[-1].seats), "the shard has the request")
         leave(connection)
         router.wait_until_counts(running=0, waiting=0)
         router.wait_until(lambda: not router.shard.history[-1].seats, "the shard has dropped the request")

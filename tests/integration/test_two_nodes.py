@@ -118,6 +118,7 @@ def test_death_of_a_rank_on_node_1_is_told_and_both_nodes_start_again(pair: Pair
     assert_same_tokens(pair, alone, "greedy")
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 def test_node_that_is_lost_may_come_back(pair: Pair, model: Path, alone: LaunchedServer, tmp_path: Path) -> None:
     """Slow because the group loads a second time."""

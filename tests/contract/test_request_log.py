@@ -13,7 +13,7 @@ from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.running_router import RunningRouter
 
 SECRET = "the-prompt-of-nobody"
-ENDS = ("Success", "Refused", "Dropped")
+ENDS = ("Success", "Refused", "Broken off", "Dropped")
 
 
 @pytest.fixture
@@ -90,6 +90,18 @@ def test_client_that_leaves_has_a_line_too(router: RunningRouter, lines: pytest.
     assert ends(lines)[0]["msg"] == "Dropped"
     router.shard.resume()
     router.wait_until_free()
+
+
+def test_stream_that_fails_behind_its_first_token_is_no_refusal(
+    router: RunningRouter, client: httpx.Client, lines: pytest.LogCaptureFixture
+) -> None:
+    with client.stream("POST", "/generate_stream", json=body(max_new_tokens=4000)) as answer:
+        events = answer.iter_lines()
+        next(events)
+        router.shard.fail_slot(0)
+        assert any("error" in event for event in events)
+    [line] = ends(lines)
+    assert (line["msg"], line["error_type"]) == ("Broken off", "generation")
 
 
 def test_no_line_has_the_prompt(client: httpx.Client, lines: pytest.LogCaptureFixture) -> None:

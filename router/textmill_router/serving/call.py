@@ -54,11 +54,11 @@ async def refuse(service: Service, scope: Scope, send: Send, error: Exception) -
     await serve(service, scope, send, fail)
 
 
-def log_refusal(call: Call, error: RequestError) -> None:
+def log_refusal(call: Call, error: RequestError, word: str = "Refused") -> None:
     """Write the one line of a call that ends with an error. The message may quote the call, so it is left out."""
     kind = error_kind(error)
     call.error_type = kind.error_type
-    log.info("Refused", extra={**facts_of(call), "status": kind.status, "error_type": kind.error_type})
+    log.info(word, extra={**facts_of(call), "status": kind.status, "error_type": kind.error_type})
 
 
 def facts_of(call: Call) -> dict[str, object]:

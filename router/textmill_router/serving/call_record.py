@@ -59,7 +59,7 @@ class CallRecord:
     def note_failure(self, error: RequestError) -> None:
         """Note that the call failed after its answer had begun."""
         self._service.metrics.on_failure(failure_label(error))
-        log_refusal(self._call, error)
+        log_refusal(self._call, error, "Broken off")
 
     def note_validated(self, num_characters: int, intakes: Sequence[TokenizedPrompt]) -> None:
         """Note that the prompts obey all rules; `num_characters` is the length of all prompts together.

@@ -93,7 +93,7 @@ def _as_warning(subject: str, found: str, to_do: str, code: ExitCode) -> Finding
 
 def _compiler(settings: Settings) -> Finding:
     found = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    if settings.device != "cpu" and settings.attention_backend in (None, "triton") and driver_lines():
+    if settings.device != "cpu" and settings.attention_backend != "reference" and driver_lines():
         return _compiler_of_triton(Path(sysconfig.get_path("include")) / "Python.h")
     if settings.no_native_kernels:
         return ok("compiler", "not needed with --no-native-kernels")

@@ -88,9 +88,10 @@ def test_gpu_needs_a_compiler_that_triton_finds(
         (folder / program).touch(mode=0o755)
     (folder / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100, 555.42, 81559 MiB'\n")
     (folder / "nvidia-smi").chmod(0o755)
-    _, found = doctor(tmp_path, "--model-id", str(model), PATH=str(folder), CC="")
-    assert found["compiler"]["state"] == state
-    assert words in found["compiler"]["found"]
+    for flags in ((), ("--attention-backend", "flash")):  # beside which the other kernels are Triton's
+        _, found = doctor(tmp_path, "--model-id", str(model), *flags, PATH=str(folder), CC="")
+        assert found["compiler"]["state"] == state
+        assert words in found["compiler"]["found"]
 
 
 def cut_weights(model: Path) -> None:

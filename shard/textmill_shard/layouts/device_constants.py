@@ -53,23 +53,25 @@ class PhimoeTables:
         self._module = module
         self._context = context
         rope = module.config.rope_parameters
-        self._is_scaled = rope["rope_type"] != _DEFAULT
-        self._short_scale = float(rope.get("short_mscale") or 1.0)
-        self._long_scale = float(rope.get("long_mscale") or 1.0)
+        self._scales: tuple[float, float] | None = None  # of the short and the long side
+        if rope["rope_type"] != _DEFAULT:
+            self._scales = float(rope["short_mscale"]), float(rope["long_mscale"])
 
     def __call__(self, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
         is_long_T = self._context.is_long_rope_T
-        if self._is_scaled and is_long_T is None:  # one text alone, at load, for which the layer's own choice is right
+        if self._scales is not None and is_long_T is None:
+            # One text alone, at load, for which the layer's own choice is right.
             return self._of_the_model(x, position_ids)
         angles = position_ids[..., None].float() * self._module.inv_freq.float()
         angles = torch.cat((angles, angles), dim=-1)
         return tuple(self._scaled(table, is_long_T).to(x.dtype) for table in (angles.cos(), angles.sin()))
 
     def _scaled(self, table: torch.Tensor, is_long_T: torch.Tensor | None) -> torch.Tensor:
-        if not self._is_scaled or is_long_T is None:
+        if self._scales is None or is_long_T is None:
             scaled: torch.Tensor = table * self._module.attention_scaling
             return scaled
-        return torch.where(is_long_T[None, :, None], table * self._long_scale, table * self._short_scale)
+        short_scale, long_scale = self._scales
+        return torch.where(is_long_T[None, :, None], table * long_scale, table * short_scale)
 
 
 class SparseCutoff:

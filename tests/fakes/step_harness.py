@@ -236,8 +236,12 @@ class Shard:
         """Send the next plan, and return its number."""
         self._number += 1
         plan = Plan(number or self._number, tuple(drops), tuple(extends), tuple(admits), budget)
-        self.engine.submit_plan(self.session, plan, b"")
+        self.engine.submit_plan(self.session, plan, self.data_of(plan))
         return plan.number
+
+    def data_of(self, plan: Plan) -> bytes:
+        """Return the bytes of a plan for other ranks, of which there are none here."""
+        return b""
 
     def next_item(self) -> Outgoing:
         item = self.session.next_item(WAIT_S)

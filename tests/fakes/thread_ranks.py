@@ -1,7 +1,7 @@
 """Ranks that are threads of one process and share the vocabulary of a `PrefixRunner`: rank 0 and one follower."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.native.ranks import RankRoom
 from textmill_shard.sampling.sampler import Sampler
-from textmill_shard.slots.plan import Admit, Budget, Drop, Extend, Plan, ShardFacts
+from textmill_shard.slots.plan import Plan, ShardFacts
 
 from tests.fakes.formula_adapters import read_shift
 from tests.fakes.queue_channel import QueueChannel
@@ -144,17 +144,6 @@ class SharedShard(Shard):
         self._other.join(WAIT_S)
         assert not self._other.is_alive()
 
-    def send(
-        self,
-        *,
-        drops: Sequence[Drop] = (),
-        extends: Sequence[Extend] = (),
-        admits: Sequence[Admit] = (),
-        budget: Budget | None = None,
-        number: int | None = None,
-    ) -> int:
-        self._number += 1
-        plan = Plan(number or self._number, tuple(drops), tuple(extends), tuple(admits), budget)
+    def data_of(self, plan: Plan) -> bytes:
         self._plans.append(plan)
-        self.engine.submit_plan(self.session, plan, str(len(self._plans) - 1).encode())
-        return plan.number
+        return str(len(self._plans) - 1).encode()

@@ -15,6 +15,7 @@ from tests.fakes.tiny_models import make_tiny_llama
 
 KV_BYTES = str(8 * 1024 * 1024)
 NODE_PORT = 29_517
+NODE_PORT_OF_CUT_PAIR = 29_518  # the other pair may still hold its own
 PROMPTS = ("Hello", "The quick brown fox jumps over the lazy dog. " * 5)
 WAYS = {"greedy": {}, "seeded": {"do_sample": True, "seed": 7}}
 NODE_LOST, NO_SUCH_MODEL = 19, 11
@@ -32,10 +33,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("two_nodes"), hidden=128, layers=4, heads=8, kv_heads=4, seed=3)
 
 
-def arguments(model: Path, node: int, machines: tuple[FakeMachine, FakeMachine], timeout_s: float = 60) -> list[str]:
+def arguments(
+    model: Path, node: int, machines: tuple[FakeMachine, FakeMachine], timeout_s: float = 60, port: int = NODE_PORT
+) -> list[str]:
     flags = ["--model-id", str(model), "--dtype", "float32", "--kv-cache-bytes", KV_BYTES, "--num-shard", "1"]
     flags += ["--num-nodes", "2", "--node-rank", str(node), "--node-timeout", str(timeout_s)]
-    return [*flags, "--master-addr", machines[0].address, "--master-port", str(NODE_PORT)]
+    return [*flags, "--master-addr", machines[0].address, "--master-port", str(port)]
 
 
 @dataclass(slots=True)
@@ -155,10 +158,14 @@ def test_cut_cable_ends_both_nodes_within_the_limit(
         pytest.skip("two addresses of one machine have no cable")
     quick = ["--max-restarts", "0"]
     host = machines[0].seen_from_test
-    flags = [*arguments(model, 0, machines, 3), *quick]
+    flags = [*arguments(model, 0, machines, 3, NODE_PORT_OF_CUT_PAIR), *quick]
     with (
         launched(flags, tmp_path / "0", within=machines[0].within, host=host) as node_0,
-        launched([*arguments(model, 1, machines, 3), *quick], tmp_path / "1", within=machines[1].within) as node_1,
+        launched(
+            [*arguments(model, 1, machines, 3, NODE_PORT_OF_CUT_PAIR), *quick],
+            tmp_path / "1",
+            within=machines[1].within,
+        ) as node_1,
     ):
         node_0.wait_ready()
         cut(machines[0])

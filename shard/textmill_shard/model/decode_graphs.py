@@ -8,6 +8,7 @@ memory where the step before has put them. No Python runs at a replay.
 
 # R rows of the step, one token each, n rows of a bucket, B blocks of the widest table, S slots
 
+import contextlib
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -57,24 +58,48 @@ class CudaGraphRecorder:
         self._stream: torch.cuda.Stream | None = None
 
     def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        """Record, and leave stream and allocator of torch as they were, also where the recording fails."""
         if self._stream is None:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
         # The first run compiles kernels and lets libraries reserve memory, which a recording must not do.
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            run()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                run()
+        finally:
+            torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Only this thread may do nothing that a recording forbids: NCCL watches its work in a thread of its own.
-        with torch.cuda.graph(
-            graph,
-            pool=self._pool,  # type: ignore[arg-type]
-            stream=self._stream,
-            capture_error_mode="thread_local",
-        ):
-            output = run()
-        self._pool = graph.pool()
+        reason: Exception | None = None
+        # Where a recording fails, its end raises too, and torch then stays on the stream of the recording by itself.
+        with torch.cuda.stream(self._stream):
+            try:
+                # Other threads may do what a recording forbids: NCCL watches its work in a thread of its own.
+                with torch.cuda.graph(
+                    graph,
+                    pool=self._pool,  # type: ignore[arg-type]
+                    stream=self._stream,
+                    capture_error_mode="thread_local",
+                ):
+                    try:
+                        output = run()
+                    except Exception as error:
+                        reason = error
+                        raise
+            except Exception as error:
+                _forget_recording(self._pool)
+                raise reason or error from None
         return RecordedStep(replay=graph.replay, output=output)
+
+
+def _forget_recording(pool: object) -> None:
+    """Let torch's allocator know that the recording into a pool is over.
+
+    The allocator of torch 2.11 believes a failed recording to go on for ever: `torch.cuda.empty_cache` then raises, and
+    memory that runs out is not looked for among the cached blocks (pytorch, pull request 180395).
+    """
+    with contextlib.suppress(RuntimeError):  # the allocator knows already
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)  # type: ignore[arg-type]
 
 
 class RowUnpacker(Protocol):

@@ -2,15 +2,14 @@
 
 import contextlib
 import os
-import shutil
 import socket
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from textmill_launcher.errors import SettingsError
+from textmill_launcher.private_folder import private_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +37,12 @@ class SocketPlaces:
 def socket_places(prefix: str | None, num_shards: int) -> Iterator[SocketPlaces]:
     """Give the paths of the sockets out, and remove the sockets at the end.
 
-    Without a prefix the paths lie in a new folder of mode 0700. With a prefix, sockets of an earlier run are removed
-    first. Raises SettingsError for a prefix in a folder where others could put a socket of theirs in the place of ours.
+    Without a prefix the paths lie in a new private folder. With a prefix, sockets of an earlier run are removed first.
+    Raises SettingsError for a prefix in a folder where others could put a socket of theirs in the place of ours.
     """
     if prefix is None:
-        folder = tempfile.mkdtemp(prefix="textmill-")  # mode 0700
-        try:
+        with private_folder() as folder:
             yield SocketPlaces(f"{folder}/shard")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         return
     _check_folder(Path(prefix).parent)
     places = SocketPlaces(prefix)

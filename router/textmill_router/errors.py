@@ -134,6 +134,10 @@ class ImageRefused(ValidationFailed):
         super().__init__(message, field=field)
         self.code = code
 
+    def of_image(self, number: int) -> "ImageRefused":
+        """Return this refusal with the number of the image in a text whose images have one path."""
+        return ImageRefused(f"image {number} in {self}", field=self.field, code=self.code)
+
 
 class BadAdapterCall(ValidationFailed):
     """A call that loads or unloads an adapter lacks a field, or gives a name that is taken."""

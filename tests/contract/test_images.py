@@ -293,6 +293,18 @@ def test_a_bad_image_is_422_with_field_and_code(
     router.wait_until_free()
 
 
+def test_a_bad_image_of_several_texts_is_told_by_its_text_and_number(client: httpx.Client) -> None:
+    good, bad = f"a ![]({URLS[0]})", f"b ![]({URLS[0]}) ![](data:image/png;base64,AAAA)"
+    native = client.post("/generate", json={"inputs": [good, bad]})
+    assert native.status_code == 422
+    assert "image 2 in `inputs[1]`: the image cannot be used" in native.json()["error"]
+    error = error_of(client.post("/v1/completions", json={"prompt": [good, bad]}), 422)
+    assert error["message"].startswith("image 2 in `prompt[1]`: the image cannot be used")
+    assert (error["param"], error["code"]) == ("prompt[1]", "invalid_image")
+    tokens = client.post("/tokenize", json={"inputs": bad})
+    assert "image 2 in `inputs`: the image cannot be used" in tokens.json()["error"]
+
+
 def test_under_openai_errors_a_bad_image_is_400_and_templates_never_see_the_data(tmp_path: Path, folder: Path) -> None:
     shown = "{% if p.type == 'image' %}<image>{{ p | tojson }}{% else %}{{ p.text }}{% endif %}"
     template = "{% for m in messages %}{% for p in m.content %}" + shown + "{% endfor %}{% endfor %}"

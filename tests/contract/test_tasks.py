@@ -405,7 +405,36 @@ def test_vectors_of_a_classifier_are_refused(routers: dict[str, httpx.Client]) -
         assert (answer.status_code, answer.json()["error_type"]) == (422, "task"), path
     kind, message = refused(routers["classes"], "/pipeline/fill-mask", {"inputs": "a"})
     assert kind == "task"
-    assert "text-classification, zero-shot-classification, rerank" in message
+    assert "(a call may ask for text-classification, zero-shot-classification)" in message
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "found"),
+    [
+        (None, b"hi", "a body without a content-type that begins otherwise"),
+        (None, b" ", "an empty body without a content-type"),
+        (
+            "application/x-www-form-urlencoded",
+            b"inputs=hi",
+            "a body of the content-type 'application/x-www-form-urlencoded' that begins otherwise",
+        ),
+    ],
+)
+def test_a_body_that_is_neither_json_nor_a_text_is_told_by_type_and_start(
+    routers: dict[str, httpx.Client], content_type: str | None, body: bytes, found: str
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    answer = routers["classes"].post("/", content=body, headers=headers)
+    assert answer.status_code == 415
+    wanted = "a JSON object, which begins with '{', or a text of the content-type text/plain"
+    assert answer.json()["error"] == f"the body must be {wanted}, found {found}"
+
+
+def test_routes_of_ranks_are_told_to_callers_of_a_ranking_model_alone(routers: dict[str, httpx.Client]) -> None:
+    body = {"inputs": "a"}
+    assert refused(routers["classes"], "/embed", body)[1].endswith("its routes are POST /, /predict")
+    assert refused(routers["ranks"], "/embed", body)[1].endswith("its routes are POST /, /predict, /rerank, /v1/rerank")
+    assert "(a call may ask for rerank, text-classification)" in refused(routers["ranks"], "/pipeline/ner", body)[1]
 
 
 def test_paths_of_models_and_pipelines(routers: dict[str, httpx.Client]) -> None:

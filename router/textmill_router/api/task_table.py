@@ -91,7 +91,7 @@ _SHOWN = {
         },
     ),
     "rerank": Shown(
-        "Texts in the order in which they answer a query",
+        "Texts in the order in which they answer a query; needs a classifier with one label",
         (list[shapes.RankedText], shapes.RerankAnswer),
         {"query": "What is a panda?", "texts": ["A bear of China", "A car"]},
     ),

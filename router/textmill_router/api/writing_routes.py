@@ -81,7 +81,7 @@ class TaskPathRoute:
             check_model(scope["path_params"].get("model"), self._service)
             if endpoint is None:
                 family = ", ".join(self._by_task)
-                raise wrong_task(self._service.settings.task, f"the task {named[:64]!r} (a call may ask for {family})")
+                raise wrong_task(self._service, f"the task {named[:64]!r} (a call may ask for {family})")
         except RequestError as error:
             await send_error(scope, send, error)
             return

@@ -17,8 +17,12 @@ DETAILS = {"auto": Detail.HIGH, "high": Detail.HIGH, "original": Detail.HIGH, "l
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """One image of a call. `field` is the path of the URL in the body, which refusals name."""
+    """One image of a call. `field` is the path of the URL in the body, which refusals name.
+
+    `number` counts from 1 the images of a text that has several, because these share one path; else it is None.
+    """
 
     url: str  # `data:` or `http(s):`, not checked yet
     field: str
     detail: Detail = Detail.HIGH
+    number: int | None = None

@@ -140,7 +140,10 @@ class PromptImages:
             if any(token in part for part in marked.texts):
                 message = f"`{field}` must not hold {token!r}, which stands for an image: write ![](URL) for each image"
                 raise ValidationFailed(message, field=field)
-        images = await self.read([ImageSource(url, field) for url in marked.urls], salt=salt)
+        has_several = len(marked.urls) > 1
+        numbered = enumerate(marked.urls, start=1)
+        sources = [ImageSource(url, field, number=number if has_several else None) for number, url in numbered]
+        images = await self.read(sources, salt=salt)
         return TextWithImages(marked, images, not (images and self._images.facts.puts_bos_behind))
 
     def parts(self, found: TextWithImages, *, has_all_rows: bool = False) -> list[str]:
@@ -171,7 +174,7 @@ class PromptImages:
                 token=repr(self._images.facts.row_text),
             )
         if placed.items:
-            self._check_bounds(placed.items, len(placed.ids), images[0].field)
+            self._check_bounds(placed.items, len(placed.ids), [image.field for image in images])
         return placed
 
     async def close(self) -> None:
@@ -179,6 +182,14 @@ class PromptImages:
         await self._images.close()
 
     async def _read(self, source: ImageSource, fetches: asyncio.Semaphore, salt: bytes) -> KnownImage:
+        try:
+            return await self._read_one(source, fetches, salt)
+        except ImageRefused as refused:
+            if source.number is None:
+                raise
+            raise refused.of_image(source.number) from None
+
+    async def _read_one(self, source: ImageSource, fetches: asyncio.Semaphore, salt: bytes) -> KnownImage:
         most = self.limits.max_bytes
         if is_data_url(source.url):
             data = await data_of(source.url, field=source.field, max_bytes=most)
@@ -199,25 +210,28 @@ class PromptImages:
         finished[-1] += "\n"
         return tuple(finished)
 
-    def _check_bounds(self, items: tuple[MediaItem, ...], num_prompt_tokens: int, field: str) -> None:
+    def _check_bounds(self, items: tuple[MediaItem, ...], num_prompt_tokens: int, fields: Sequence[str]) -> None:
+        """Raise ImageRefused for images that the shard cannot take. `fields` are the paths of the items' images."""
         bounds = self._bounds
         needed = request_bytes(items, bounds.row_bytes)
         if needed > bounds.cache_bytes // 2:
             raise ImageRefused(
                 f"the images of a call may take {bounds.cache_bytes // 2} bytes in the shard, half of "
                 f"--media-cache-bytes, and these take {needed}; send fewer or smaller ones",
-                field=field,
+                field=fields[0],
                 code=ImageCode.TOO_LARGE,
             )
-        longest = max(span.num_tokens for item in items for span in item.spans)
-        for found, most, what in (
-            (longest, bounds.max_span_tokens, "an image"),
-            (num_prompt_tokens, bounds.max_prompt_tokens, "a prompt with images"),
+        longest = [max(span.num_tokens for span in item.spans) for item in items]
+        place = longest.index(max(longest))
+        of_several = f" for image {place + 1} of {len(items)}" if len(items) > 1 else ""
+        for found, most, what, where, field in (
+            (longest[place], bounds.max_span_tokens, "an image", of_several, fields[place]),
+            (num_prompt_tokens, bounds.max_prompt_tokens, "a prompt with images", "", fields[0]),
         ):
             if 0 < most < found:
                 raise ImageRefused(
                     f"this model reads {what} in one step of at most {most} tokens (--max-batch-prefill-tokens), "
-                    f"found {found}",
+                    f"found {found}{where}",
                     field=field,
                     code=ImageCode.TOO_LARGE,
                 )

@@ -242,6 +242,11 @@ class Service:
             raise self._loading()
         return self._row_backend
 
+    @property
+    def row_model(self) -> TaskModel | None:
+        """The model of a task without generation; None until the model is ready, and for a model that writes text."""
+        return None if self._row_backend is None else self._row_backend.model
+
     def _loading(self) -> ModelLoading:
         estimated_s = self._estimate_s()
         return ModelLoading(

@@ -79,7 +79,7 @@ async def take_completion_prompt(
         intake = _fit(source.ids, checked, backend)  # before the ids are spelt out, which takes a microsecond for each
         return CompletionPrompt(intake, *spell_out(tokenizer, source.ids))
     if backend.images is not None:
-        found = await backend.images.in_text(source.text, field="prompt", salt=cache_salt)
+        found = await backend.images.in_text(source.text, field=source.field, salt=cache_salt)
         if found.images:
             if wants_offsets:
                 raise ValidationFailed("`echo` with `logprobs` takes no images in `prompt`", field="echo")

@@ -85,8 +85,9 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
 
 @dataclass(frozen=True, slots=True)
 class PromptSource:
-    """One prompt of a body, which is a text, or token ids that are taken as they are."""
+    """One prompt of a body: a text, or token ids that are taken as they are. `field` is the path in the body."""
 
+    field: str
     text: str | None = None
     ids: "array[int] | None" = None
 
@@ -119,7 +120,7 @@ def prompts_of(body: CompletionBody, *, max_prompts: int, vocab_size: int) -> li
 def _text(name: str, text: str, is_alone: bool) -> PromptSource:
     if not text and is_alone:
         raise _refuse(name, "must not be empty, found an empty string; send at least one character")
-    return PromptSource(text=text)
+    return PromptSource(name, text=text)
 
 
 def _ids(name: str, ids: Sequence[object], vocab_size: int) -> PromptSource:
@@ -129,7 +130,7 @@ def _ids(name: str, ids: Sequence[object], vocab_size: int) -> PromptSource:
     if len(checked) < len(ids):
         wrong = next(token_id for token_id in ids if not (isinstance(token_id, int) and 0 <= token_id < vocab_size))
         raise _refuse(name, f"token ids must be 0 to {vocab_size - 1} (the vocabulary), found {wrong}")
-    return PromptSource(ids=token_array(checked))
+    return PromptSource(name, ids=token_array(checked))
 
 
 def _refuse(name: str, message: str) -> ValidationFailed:

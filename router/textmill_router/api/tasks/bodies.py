@@ -14,8 +14,6 @@ from textmill_router.errors import PayloadTooLarge, UnknownContentCoding, Unsupp
 from textmill_router.http.json_body import header_of, read_bytes
 
 _JSON_TYPE = re.compile(rb"application/([\w.!#$&^+-]+\+)?json")
-# Types that say nothing, because clients send them by default.
-_UNSAID = frozenset({b"", b"application/octet-stream", b"application/x-www-form-urlencoded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +66,11 @@ async def read_task_json(scope: Scope, receive: Receive, max_bytes: int) -> Task
             return TaskBytes(msgspec.json.encode({"inputs": body.decode()}))
         except UnicodeDecodeError as error:
             raise ValidationFailed(f"the body must be a text in UTF-8, found a byte that is none: {error}") from None
-    found = "no type" if kind in _UNSAID else repr(kind.decode("latin-1"))
+    said = f"of the content-type {kind.decode('latin-1')!r}" if kind else "without a content-type"
+    found = f"a body {said} that begins otherwise" if body.strip() else f"an empty body {said}"
     raise UnsupportedMediaType(
-        f"the body must be a JSON object (content-type application/json) or a text (text/plain), found {found}"
+        "the body must be a JSON object, which begins with '{', or a text of the content-type text/plain, found "
+        + found
     )
 
 

@@ -24,7 +24,7 @@ from textmill_router.tasks.names import is_file_task
 from textmill_router.tasks.transcription import FILE_FIELD, TranscriptionBody, TranscriptionFields
 
 _NO_MODEL = msgspec.Raw(b"null")
-PickForm = Callable[[Scope, str, bytes], TaskForm]
+PickForm = Callable[[Service, Scope, bytes], TaskForm]
 
 
 class CallOptions(msgspec.Struct, gc=False):
@@ -82,7 +82,7 @@ class PickedBody:
         assert task is not None
         read = read_task_file if is_file_task(task) else read_task_json
         found = await read(scope, receive, service.task_payload_limit)
-        form = self._pick(scope, task, found.data)
+        form = self._pick(service, scope, found.data)
         content = self._content(form, found, scope)
         asked = _WithOptions() if found.is_file else _read_options(found.data)
         return CallBody(

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from textmill_router.api.openai.model_names import check_model
 from textmill_router.api.tasks.call_bodies import CallBody, PickForm, ReadBody
 from textmill_router.api.tasks.client_shapes import shapes_for
+from textmill_router.api.tasks.info import tasks_of
 from textmill_router.api.tasks.long_answer import json_pieces
 from textmill_router.api.tasks.wrong_task import wrong_task
 from textmill_router.errors import ValidationFailed
@@ -37,24 +38,33 @@ log = logging.getLogger(__name__)
 MAX_WARNING_BYTES = 1000  # of the header
 
 
-def form_of_shape(scope: Scope, task: str, body: bytes) -> TaskForm:
+def form_of_shape(service: Service, scope: Scope, body: bytes) -> TaskForm:
     """Return the form that the shape of the body asks for: `POST /`."""
-    return pick_form(task, body)
+    return pick_form(_task_of(service), body)
 
 
-def form_of_path(scope: Scope, task: str, body: bytes) -> TaskForm:
+def form_of_path(service: Service, scope: Scope, body: bytes) -> TaskForm:
     """Return the form of the task that the path names: /pipeline/{task}. Raises WrongTask."""
     named = scope["path_params"]["task"]
     wanted = canonical_task(named)
+    task = _task_of(service)
     family = family_of(task)
     if wanted not in family:
-        raise wrong_task(task, f"the task {named[:64]!r} (a call may ask for {', '.join(family)})")
+        model = service.row_model
+        tasks = family if model is None else tasks_of(task, model)
+        raise wrong_task(service, f"the task {named[:64]!r} (a call may ask for {', '.join(tasks)})")
     return FORMS[wanted]
 
 
 def always(form: TaskForm) -> PickForm:
     """Return a choice that is the same for each body, as on routes of embedding servers."""
-    return lambda scope, task, body: form
+    return lambda service, scope, body: form
+
+
+def _task_of(service: Service) -> str:
+    task = service.settings.task
+    assert task is not None
+    return task
 
 
 class TaskRoute:

@@ -162,15 +162,19 @@ class TgiWork:
 
     async def _take_prompts(self) -> list[TokenizedPrompt]:
         """Tokenise the prompts and check the budget. Later steps refuse no call for its fields."""
-        intakes = [await self._take_prompt(text) for text in self._texts]
+        intakes = [
+            await self._take_prompt(text, f"inputs[{index}]" if len(self._texts) > 1 else "inputs")
+            for index, text in enumerate(self._texts)
+        ]
         self._record.note_validated(sum(map(len, self._texts)), intakes)
         return intakes
 
-    async def _take_prompt(self, text: str) -> TokenizedPrompt:
+    async def _take_prompt(self, text: str, field: str) -> TokenizedPrompt:
+        """Tokenise a prompt, whose path in the body is `field`, with its images."""
         backend, checked = self._backend, self._checked
         if backend.images is None:
             return await take_prompt(backend, text, checked)
-        found = await backend.images.in_text(text, field="inputs", salt=self._record.terms.cache_salt)
+        found = await backend.images.in_text(text, field=field, salt=self._record.terms.cache_salt)
         return await take_prompt(
             backend,
             "".join(backend.images.parts(found)),

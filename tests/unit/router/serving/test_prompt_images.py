@@ -25,7 +25,7 @@ PLAIN = MediaBounds(cache_bytes=10_000, row_bytes=10)
 
 
 class Pool:
-    """Makes three rows of every image but `bad`, which it refuses, and `busy`, for which it has no room."""
+    """Makes three rows of every image, five of `large`, but refuses `bad` and has no room for `busy`."""
 
     def __init__(self) -> None:
         self.at_work = 0
@@ -40,7 +40,8 @@ class Pool:
             return ImageRefusal("it is bad")
         if data == b"busy":
             raise Overloaded("too many images", retry_after_s=1)
-        return ReadImage(ImageAnswer("<image>" * 3, None, 100), (TensorPart("p", "bool", (100,), bytes(100)),))
+        num_rows = 5 if data == b"large" else 3
+        return ReadImage(ImageAnswer("<image>" * num_rows, None, 100), (TensorPart("p", "bool", (100,), bytes(100)),))
 
     async def close(self) -> None: ...
 
@@ -60,9 +61,12 @@ def prompt_images(
     return PromptImages(images, fetcher or UrlFetcher(()), ImageLimits(max_images=max_images), bounds, templates)
 
 
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
 def sources(*data: bytes) -> list[ImageSource]:
-    urls = [f"data:image/png;base64,{base64.b64encode(one).decode()}" for one in data]
-    return [ImageSource(url, f"f{index}") for index, url in enumerate(urls)]
+    return [ImageSource(data_url(one), f"f{index}") for index, one in enumerate(data)]
 
 
 def read(images: PromptImages, *data: bytes) -> tuple[KnownImage, ...]:
@@ -79,6 +83,28 @@ def test_the_first_bad_image_ends_the_call_and_the_other_work() -> None:
         with pytest.raises(error):
             read(images, b"a", data, b"b")
     assert images._images._pool.at_work == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (data_url(b"bad"), "image 2 in `inputs`: the image cannot be used: it is bad"),
+        ("data:text/plain,a", "image 2 in `inputs` must be data:image/<type>;base64, "),
+        ("data:image/png;base64,%%", "image 2 in `inputs` is not standard base64: "),
+        ("http://a.com/x.png", "image 2 in `inputs` is not an allowed URL of an image: "),
+    ],
+)
+def test_a_bad_image_in_a_text_is_told_by_its_number(bad: str, words: str) -> None:
+    images = prompt_images()
+    text = f"a ![]({data_url(b'a')}) b ![]({bad}) c ![]({data_url(b'b')})"
+    with pytest.raises(ImageRefused) as several:
+        asyncio.run(images.in_text(text, field="inputs", salt=b""))
+    assert str(several.value).startswith(words)
+    assert several.value.field == "inputs"
+    with pytest.raises(ImageRefused) as alone:
+        asyncio.run(images.in_text(f"a ![]({bad}) b", field="inputs", salt=b""))
+    assert str(alone.value).startswith(words.removeprefix("image 2 in "))
+    assert alone.value.code == several.value.code
 
 
 def test_too_many_images_are_told_by_the_first_beyond() -> None:
@@ -122,6 +148,16 @@ def test_what_the_shard_cannot_take_is_refused(bounds: MediaBounds, num_before: 
     with pytest.raises(ImageRefused, match=words) as error:
         images.place(ids, known)
     assert (error.value.field, error.value.code) == ("f0", ImageCode.TOO_LARGE)
+
+
+def test_the_image_that_a_step_cannot_take_is_named() -> None:
+    images = prompt_images(bounds=MediaBounds(10_000, 10, max_span_tokens=4))
+    known = read(images, b"a", b"large", b"b")
+    with pytest.raises(ImageRefused, match="found 5 for image 2 of 3") as error:
+        images.place(token_array([ROW_ID] * 3), known)
+    assert error.value.field == "f1"
+    with pytest.raises(ImageRefused, match=r"found 5$"):
+        images.place(token_array([ROW_ID]), known[1:2])
 
 
 def test_what_the_shard_can_just_take_passes() -> None:

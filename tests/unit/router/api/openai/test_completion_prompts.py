@@ -24,7 +24,7 @@ LIMITS = Limits(
 
 def test_ids_that_do_not_fit_are_not_spelt_out() -> None:
     backend: Any = SimpleNamespace(limits=LIMITS, tokenizer=None, images=None)  # no method of it may be called
-    source = PromptSource(ids=token_array([1] * 11))
+    source = PromptSource("prompt", ids=token_array([1] * 11))
     with pytest.raises(OverBudget, match="11 tokens"):
         asyncio.run(
             take_completion_prompt(

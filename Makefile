@@ -146,8 +146,8 @@ test-gpu-packages: ## Try the benchmark of a GPU, dry, with torch 2.11, Triton 3
 	@test -x .venv-gpu-packages/bin/python || $(PYTHON) -m venv .venv-gpu-packages
 	@.venv-gpu-packages/bin/python -m pip install --quiet --disable-pip-version-check -c bench/gpu/constraints.txt \
 		torch triton transformers numpy grpcio
+	@env -u PYTHONPATH .venv-gpu-packages/bin/python -m bench.gpu --dry --report .venv-gpu-packages/report.json
 	@export PYTHONPATH="$(CURDIR):$(subst $() ,:,$(addprefix $(CURDIR)/,$(ROOMS)))"; \
-		.venv-gpu-packages/bin/python -m bench.gpu --dry --report .venv-gpu-packages/report.json && \
 		.venv-gpu-packages/bin/python -m tests.kernels.page --compile 90
 
 kernels-page: $(STAMP) ## Write docs/kernels.md from what the compiler makes of the GPU kernels

@@ -1,7 +1,8 @@
 """`python -m bench.gpu --budget-s 540`: correctness of the kernels and steps on a GPU, then their speed, then a report.
 
-Needs torch, Triton, transformers, numpy and grpcio. Models come from random weights. The parts run in processes of
-their own, so that a part that crashes or hangs leaves the others whole, and the report is written after every row.
+Needs torch, Triton, transformers, numpy and grpcio, and no installation of this checkout. Models come from random
+weights. The parts run in processes of their own, so that a part that crashes or hangs leaves the others whole. The
+report is written after every row, and what an earlier run has left under its name is taken away.
 `--dry` runs every part in tiny shapes on a CPU, by Triton's interpreter.
 """
 
@@ -27,22 +28,30 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     plan = plan_run(is_dry=arguments.dry, num_cores=os.cpu_count() or 1)
     report = Report(arguments.report, plan.names)
+    trace_file, log_file = (arguments.report.with_suffix(suffix) for suffix in (".trace.json.gz", ".log"))
+    arguments.report.parent.mkdir(parents=True, exist_ok=True)
+    for file in (trace_file, log_file):
+        file.unlink(missing_ok=True)
+    report.write()
     run = Run(
         table="bench.gpu.parts",
         is_dry=arguments.dry,
         ends_at=started + arguments.budget_s,
-        trace_file=arguments.report.with_suffix(".trace.json.gz"),
+        trace_file=trace_file,
     )
-    log_file = arguments.report.with_suffix(".log")
     supervisor = Supervisor(run, report, log_file, lambda line: print(line, file=sys.stderr, flush=True))
     try:
         supervisor.run(plan)
     except Refused as refusal:
-        print(refusal, file=sys.stderr)
+        for name in plan.names:
+            report.skip(name, f"not run, because {refusal}")
+        report.write()
+        print(f"nothing was run, because {refusal}", file=sys.stderr)
         return 2
     finally:
         supervisor.close()
-    print("\n".join(report.lines()))
+        if report.parts:  # also of a run that a signal ends
+            print("\n".join(report.lines()), flush=True)
     for fault in report.faults:
         print(f"not as demanded: {fault}", file=sys.stderr)
     print(f"\n{time.monotonic() - started:.0f} s; {arguments.report} has all rows")

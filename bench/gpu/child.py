@@ -13,7 +13,21 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Protocol, TextIO
 
-from bench.gpu.messages import BROKEN, END, FAILED, ITEM, LEFT_OUT, PART, RATES, REFUSED, ROW, Job, Told
+from bench.gpu.messages import (
+    BROKEN,
+    END,
+    FAILED,
+    ITEM,
+    LEFT_OUT,
+    NOT_RUN,
+    PART,
+    RATES,
+    REFUSED,
+    ROW,
+    CannotRun,
+    Job,
+    Told,
+)
 from bench.gpu.report import Row
 
 LEAST_LEFT_S = 20.0  # with less time than this left no part begins
@@ -57,7 +71,11 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         bench: Workbench = importlib.import_module(job.table).start(job)
-    except RuntimeError as error:
+    except ImportError as error:
+        logging.getLogger(__name__).exception("an import fails")
+        out.write(Told(REFUSED, f"a package is missing, or does not fit: {error}").to_line())
+        return 0
+    except CannotRun as error:
         out.write(Told(REFUSED, str(error)).to_line())
         return 0
     return _run(bench, job, out)
@@ -73,7 +91,11 @@ def _run(bench: Workbench, job: Job, out: TextIO) -> int:
             tell(Told(LEFT_OUT, name))
             continue
         tell(Told(PART, name))
-        reason = _reason_of_failure(parts[name], tell)
+        try:
+            reason = _reason_of_failure(parts[name], tell)
+        except CannotRun as error:
+            tell(Told(NOT_RUN, str(error)))
+            continue
         tell(Told(RATES, rates=bench.rates))
         if reason is None:
             tell(Told(END, name))
@@ -89,10 +111,15 @@ def _run(bench: Workbench, job: Job, out: TextIO) -> int:
 
 
 def _reason_of_failure(part: Callable[[], Iterator[Row]], tell: Callable[[Told], None]) -> str | None:
-    """Run a part. Returns None, or the reason why it failed. The traceback, which holds tensors, is free then."""
+    """Run a part. Returns None, or the reason why it failed. The traceback, which holds tensors, is free then.
+
+    Raises CannotRun.
+    """
     try:
         for row in part():
             tell(Told(ROW, row=row))
+    except CannotRun:
+        raise
     except Exception as error:  # the other parts still tell something
         logging.getLogger(__name__).exception("a part failed")
         return _first_line(error)

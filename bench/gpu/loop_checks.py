@@ -16,7 +16,7 @@ from bench.gpu.loop import LoopRun, Request, StepLoop
 from bench.gpu.part_checks import check_parts
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
-from bench.gpu.steps import BLOCK_SIZE, Sizes, make_runner, zero_pool
+from bench.gpu.steps import BLOCK_SIZE, Sizes, fill_pool, make_runner
 from bench.gpu_paper import Shape
 
 SMALL = Sizes(
@@ -50,7 +50,7 @@ def check_loop(setting: Setting) -> Iterator[Row]:
         with _loop(runner, num_blocks, most, len(requests), has_overlap=has_overlap) as loop:
             return loop.run(of, chunk_tokens=chunk_tokens)
 
-    zero_pool(runner, num_blocks)
+    fill_pool(runner, num_blocks)
     expected = run(has_overlap=False).tokens
     yield _row("overlap", expected, run(has_overlap=True).tokens)
     chunk = 5 if setting.is_dry else 100

@@ -53,12 +53,17 @@ class Told:
         return Told(**{**said, "row": None if row is None else Row(**row)})
 
 
+class CannotRun(Exception):
+    """A part cannot run on this machine. `str()` is the reason, which ends a sentence."""
+
+
 REFUSED = "refused"  # nothing can run on this machine, for the reason of the text
 PART = "part"  # the part of the text begins
 ITEM = "item"  # the item of the text begins
 ROW = "row"
 RATES = "rates"  # of the machine
 LEFT_OUT = "left out"  # the part of the text does not begin, because too little time is left
+NOT_RUN = "not run"  # the part under way cannot run on this machine, for the reason of the text
 FAILED = "failed"  # the part under way failed for the reason of the text, and the next one begins
 BROKEN = "broken"  # the device answers no more, for the reason of the text, and the process ends
 END = "end"  # of the part under way

@@ -8,13 +8,13 @@ import torch
 from textmill_shard.model.runner import ModelRunner
 
 from bench.gpu import extras, kernel_checks, loop_checks, plan, rates, server_check, steps, streams
-from bench.gpu.messages import Job
+from bench.gpu.messages import CannotRun, Job
 from bench.gpu.report import Row
 from bench.gpu.setting import make_setting
 
 
 def start(job: Job) -> "Bench":
-    """Raises RuntimeError where this machine cannot run the benchmark."""
+    """Raises CannotRun where this machine cannot run the benchmark."""
     return Bench(job)
 
 
@@ -33,17 +33,28 @@ class Bench:
         def check_kernels() -> Iterator[Row]:
             return kernel_checks.check_kernels(setting, number=job.number, of=job.of, done=job.done, begin=begin)
 
-        return {
-            plan.MACHINE: lambda: rates.measure_rates(setting),
+        def with_kernels(part: Callable[[], Iterator[Row]]) -> Callable[[], Iterator[Row]]:
+            def run() -> Iterator[Row]:
+                if setting.no_kernels:
+                    raise CannotRun(setting.no_kernels)
+                return part()
+
+            return run
+
+        steps_of_kernels = {
             plan.KERNELS: check_kernels,
             plan.LOOP: lambda: loop_checks.check_loop(setting),
-            plan.SERVER: lambda: server_check.check_server(setting),
             plan.EQUALITIES: lambda: steps.check_equalities(setting, self._made_runner()),
             plan.STEPS: lambda: steps.time_steps(setting, self._made_runner()),
             plan.STREAMS: lambda: streams.time_streams(setting, self._made_runner()),
-            plan.TRANSFORMERS: lambda: streams.time_transformers(setting),
             plan.TRACE: lambda: streams.trace_steps(setting, self._made_runner(), Path(job.trace_file)),
             plan.EXTRAS: lambda: extras.time_extras(setting, self._made_runner()),
+        }
+        return {
+            plan.MACHINE: lambda: rates.measure_rates(setting),
+            plan.SERVER: lambda: server_check.check_server(setting),
+            plan.TRANSFORMERS: lambda: streams.time_transformers(setting),
+            **{name: with_kernels(part) for name, part in steps_of_kernels.items()},
         }
 
     @property

@@ -66,6 +66,6 @@ def plan_run(*, is_dry: bool, num_cores: int) -> Plan:
     kernels = part(KERNELS, 150, 40)
     checks = [Lane((kernels,), number, num_kernel_lanes) for number in range(num_kernel_lanes)]
     checks += [Lane((part(LOOP, 120),)), Lane((part(SERVER, 150),))]
-    times = [part(MACHINE, 40), part(EQUALITIES, 90), part(STEPS, 120), part(STREAMS, 100), part(TRANSFORMERS, 90)]
-    times += [part(TRACE, 60), part(EXTRAS, 60)]
+    times = [part(MACHINE, 40), part(EQUALITIES, 90), part(STEPS, 120), part(STREAMS, 100), part(TRACE, 60)]
+    times += [part(TRANSFORMERS, 120), part(EXTRAS, 60)]
     return Plan((tuple(checks), (Lane(tuple(times)),)), width)

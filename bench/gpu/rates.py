@@ -8,6 +8,8 @@ import torch
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
 
+BYTES_COPIED = 1 << 30
+WIDTH = 8192  # of a large product
 LIBRARIES = ("torch", "triton", "transformers", "numpy")
 
 
@@ -25,13 +27,13 @@ def measure_rates(setting: Setting) -> Iterator[Row]:
             "GiB": properties.total_memory / 2**30,
         }
     yield Row(name, facts)
-    size = 1 << 10 if setting.is_dry else 1 << 29
-    source = torch.zeros(size, dtype=torch.bfloat16, device=setting.device)
+    num_bytes = 1 << 10 if setting.is_dry else BYTES_COPIED
+    source = torch.randint(256, (num_bytes,), dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
     copy_ms = setting.time_ms(lambda: target.copy_(source))
-    setting.rates["copy"] = 2 * source.nbytes / copy_ms * 1e3
+    setting.rates["copy"] = 2 * num_bytes / copy_ms * 1e3  # read, and written
     yield Row("copy of memory", {"GB/s": setting.rates["copy"] / 1e9})
-    width = 64 if setting.is_dry else 8192
+    width = 64 if setting.is_dry else WIDTH
     # Random numbers: a GPU multiplies zeros faster, because they take less power.
     a, b = (torch.randn(width, width, device=setting.device).to(torch.bfloat16) for _ in range(2))
     product_ms = setting.time_ms(lambda: a @ b)

@@ -1,4 +1,4 @@
-"""The report of a run: a JSON file that is written after every row, so that a cut run still tells, and tables."""
+"""The report of a run: JSON and tables, in files that are written after every row, so that a cut run still tells."""
 
 import json
 import threading
@@ -44,13 +44,12 @@ class Report:
             self.seconds[part] = max(seconds, self.seconds.get(part, 0.0))
 
     def write(self) -> None:
-        """Write the file anew. The file is whole at every moment."""
+        """Write the JSON, and the tables beside it, anew. Both files are whole at every moment."""
         with self._lock:
-            fresh = self.file.with_suffix(".part")
             parts = {name: [asdict(row) for row in self.parts[name]] for name in self._in_order(self.parts)}
             content = {"parts": parts, "skipped": self.skipped, "seconds": self.seconds}
-            fresh.write_text(json.dumps(content, indent=1))
-            fresh.replace(self.file)
+            self._replace(self.file, json.dumps(content, indent=1))
+            self._replace(self.file.with_suffix(".md"), "\n".join(self.lines()) + "\n")
 
     @property
     def faults(self) -> list[str]:
@@ -68,6 +67,11 @@ class Report:
                 yield from _counted(rows) if len(rows) > MOST_LINES else _table(rows)
             for reason in self.skipped.get(part, []):
                 yield f"\nnot whole: {reason}"
+
+    def _replace(self, file: Path, text: str) -> None:
+        fresh = self.file.with_suffix(".part")
+        fresh.write_text(text)
+        fresh.replace(file)
 
     def _in_order(self, parts: Collection[str]) -> list[str]:
         return [*(name for name in self.names if name in parts), *(name for name in parts if name not in self.names)]

@@ -31,7 +31,7 @@ def check_server(setting: Setting) -> Iterator[Row]:
     missing = missing_packages()
     if missing:
         reason = f"the server needs these packages, and what they need: {', '.join(missing)}"
-        yield Row("a call over HTTP", {"left out": reason})
+        yield Row("a call over HTTP", {"not run": f"because {reason}"})
         return
     sizes = DRY_SMALL if setting.is_dry else SMALL
     device = "cpu" if setting.is_dry else "cuda"

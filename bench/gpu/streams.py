@@ -1,7 +1,6 @@
 """Times many streams through the step loop, and through transformers' own continuous batching on the same device."""
 
 import importlib.util
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from textmill_shard.model.runner import ModelRunner
 from bench.gpu.loop import LoopRun, Request, StepLoop
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
-from bench.gpu.steps import BLOCK_SIZE, make_model, sizes_of, zero_pool
+from bench.gpu.steps import BLOCK_SIZE, fill_pool, make_model, sizes_of
 
 STEP_TOKENS = 8192  # of the largest step
 TRACED_TOKENS = 12  # of each stream: the file of the trace grows with each launch
@@ -59,7 +58,7 @@ def time_streams(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
     """Yield tokens per second without and with overlap and with graphs, and note the best rate in the setting."""
     load = _load_of(setting)
     num_streams, prompt_tokens = len(load.requests), len(load.requests[0].prompt)
-    zero_pool(runner, load.num_blocks)
+    fill_pool(runner, load.num_blocks)
     for name, has_graphs, has_overlap in (
         ("", False, False),
         (", overlap", False, True),
@@ -80,13 +79,17 @@ def time_transformers(setting: Setting) -> Iterator[Row]:
     """Yield the tokens per second of transformers for the requests of `time_streams`, beside the best rate there."""
     name = f"{len(_load_of(setting).requests)} streams"
     if setting.is_dry and importlib.util.find_spec("psutil") is None:
-        yield Row(name, {"tokens/s": "left out: on a CPU transformers needs psutil"})
+        yield Row(name, {"not run": "because on a CPU transformers needs psutil"})
         return
     rate = _transformers_rate(setting, _load_of(setting).requests)
     best = setting.rates.get("streams")
     yield Row(
         name,
-        {"tokens/s": rate} if best is None else {"tokens/s": rate, "ratio": best / rate},
+        {
+            "tokens/s": rate,
+            **({} if best is None else {"ratio": best / rate}),
+            "flash-attn": "no" if importlib.util.find_spec("flash_attn") is None else "yes",
+        },
         aim=f"ratio >= {LEAST_RATIO:g}",
         meets_aim=None if best is None else setting.judge(best >= LEAST_RATIO * rate),
     )
@@ -96,7 +99,7 @@ def trace_steps(setting: Setting, runner: ModelRunner, file: Path) -> Iterator[R
     """Write a trace of some steps with overlap and graphs."""
     load = _load_of(setting)
     short = load.shortened(BLOCK_SIZE, TRACED_TOKENS)
-    zero_pool(runner, load.num_blocks)
+    fill_pool(runner, load.num_blocks)
     runner.record_graphs(setting.graph_recorder(), (len(short),), lambda share: None, num_slots=len(short))
     activities = [torch.profiler.ProfilerActivity.CPU]
     if not setting.is_dry:
@@ -134,25 +137,33 @@ def _row(setting: Setting, name: str, found: LoopRun, *, is_judged: bool, is_as_
 
 
 def _transformers_rate(setting: Setting, requests: Sequence[Request]) -> float:
-    """Return the tokens per second of `generate_batch`, after a short run that warms up."""
+    """Return the tokens per second of `generate_batch`, after a run of other prompts that warms up.
+
+    The time goes from the first request to the last token, so that neither the memory and graphs that transformers
+    makes at the first run nor the end of its thread count.
+    """
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     model = make_model(setting, sizes_of(setting))
-    max_new = requests[0].max_new
     bounds = {"num_blocks": 8, "max_batch_tokens": 32} if setting.is_dry else {}
     batching = ContinuousBatchingConfig(**bounds)
-    inputs = [list(request.prompt) for request in requests]
 
-    def run(num_new: int) -> float:
+    def run(prompts: list[list[int]], num_new: int) -> float:
         generation = GenerationConfig(max_new_tokens=num_new, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        began_s = time.perf_counter()
-        answers = model.generate_batch(inputs, generation_config=generation, continuous_batching_config=batching)
-        seconds = time.perf_counter() - began_s
-        num_tokens = sum(len(answer.generated_tokens) for answer in answers.values())
-        if num_tokens != len(inputs) * num_new:
-            raise RuntimeError(f"transformers gave {num_tokens} tokens, wanted {len(inputs) * num_new}")
-        return num_tokens / seconds
+        found = model.generate_batch(
+            prompts, generation_config=generation, continuous_batching_config=batching, persistent_manager=True
+        )
+        answers = list(found.values())
+        num_tokens = sum(len(answer.generated_tokens) for answer in answers)
+        if num_tokens != len(prompts) * num_new:
+            errors = {answer.error for answer in answers if answer.error}
+            raise RuntimeError(f"transformers gave {num_tokens} tokens, wanted {len(prompts) * num_new}: {errors}")
+        began_s = min(answer.created_time for answer in answers)
+        return float(num_tokens / (max(answer.lifespan[1] for answer in answers) - began_s))
 
-    if not setting.is_dry:
-        run(WARM_UP_TOKENS)
-    return run(max_new)
+    try:
+        # In the other direction, because transformers finds the blocks of a prompt again.
+        run([list(reversed(request.prompt)) for request in requests], min(WARM_UP_TOKENS, requests[0].max_new))
+        return run([list(request.prompt) for request in requests], requests[0].max_new)
+    finally:
+        model.destroy_cached_continuous_batching_manager()

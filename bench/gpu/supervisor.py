@@ -21,7 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import IO
 
-from bench.gpu.messages import BROKEN, END, FAILED, ITEM, LEFT_OUT, PART, RATES, REFUSED, ROW, Job, Told
+from bench.gpu.messages import BROKEN, END, FAILED, ITEM, LEFT_OUT, NOT_RUN, PART, RATES, REFUSED, ROW, Job, Told
 from bench.gpu.plan import DRY_FACTOR, Lane, Part, Plan
 from bench.gpu.report import Report, Row
 
@@ -29,6 +29,8 @@ REPORT_S = 2.0  # kept for the report
 START_LIMIT_S = 90.0  # of a process, until its first part begins
 STOP_LIMIT_S = 3.0  # from the request to end until the process is killed
 MAX_BREAKS = 3  # items of a part that may break a process
+REPOSITORY = Path(__file__).parents[2]
+ROOMS = ("proto", "router", "shard", "launcher")
 SHOWN_LINES = 3  # of the log, in a reason
 
 
@@ -197,6 +199,8 @@ class _LaneState:
             report.add(self.left[0].name, told.row)
         elif told.kind == LEFT_OUT:
             self._end_part(report, "left out, because too little time was left")
+        elif told.kind == NOT_RUN:
+            self._end_part(report, f"not run, because {told.text}")
         elif told.kind == FAILED:
             self._end_part(report, f"failed: {told.text}")
         elif told.kind == END:
@@ -251,6 +255,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            env=_environment(),
             text=True,
             start_new_session=True,
         )
@@ -307,6 +312,17 @@ class _Child:
             for line in lines:
                 self._lines.put(line)
         self._lines.put(None)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of processes that import this checkout, installed or not, and ask the hub for nothing."""
+    paths = [REPOSITORY, *(REPOSITORY / room for room in ROOMS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "HF_HUB_OFFLINE": "1",
+        "USE_HUB_KERNELS": "NO",
+    }
 
 
 def _named(code: int) -> str:

@@ -23,12 +23,22 @@ def pick_device(asked: str, *, number: int, num_shards: int) -> str:
         index, num_wanted = number, num_shards
     if num_seen < num_wanted:
         raise DeviceError(
-            f"--device {asked} with {num_shards} shard(s) needs {num_wanted} CUDA device(s), torch sees {num_seen}: "
+            f"--device {asked} with {num_shards} shard(s) needs {num_wanted} CUDA device(s), torch sees {num_seen}"
+            f"{f' ({why_no_gpu()})' if num_seen == 0 else ''}: "
             "fewer shards (--num-shard, --num-replicas), more devices (CUDA_VISIBLE_DEVICES), or --device cpu"
         )
     device = f"cuda:{index}"
     claim_device(device)
     return device
+
+
+def why_no_gpu() -> str:
+    """Return torch's own words for why it sees no GPU, such as a driver that is older than torch's build asks for."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().partition("\n")[0].partition(". ")[0]  # behind it: where to load drivers
+    return "for a reason that torch does not tell"
 
 
 def claim_device(device: str) -> None:

@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 
 from textmill_shard.adapters.reader import AdapterLimits, read_adapter
-from textmill_shard.device import DeviceError, pick_device
+from textmill_shard.device import DeviceError, pick_device, why_no_gpu
 from textmill_shard.distributed.gpu_links import link_warnings
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.engine.adapter_desk import AdapterDesk
@@ -93,7 +93,8 @@ def serve(settings: ServeSettings) -> int:
             number=settings.replica * settings.local_world_size + settings.local_rank,
             num_shards=settings.local_world_size * settings.num_replicas,
         )
-        log.info("computing", extra={"device": device})
+        has_reason = settings.device == "auto" and device == "cpu" and torch.version.cuda is not None
+        log.info("computing", extra={"device": device, **({"no_gpu": why_no_gpu()} if has_reason else {})})
         if isinstance(service, RowService):
             started = start_rows(settings, device, status)
             work = started.loop

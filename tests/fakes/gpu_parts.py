@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from bench.gpu.messages import Job
+from bench.gpu.messages import CannotRun, Job
 from bench.gpu.report import Row
 
 ITEMS = ("a", "b", "c", "d", "e")
@@ -15,7 +15,7 @@ HANG_S = 600.0  # the supervisor ends the process long before
 
 def start(job: Job) -> "FakeBench":
     if "refused" in job.parts:
-        raise RuntimeError("no GPU: take --dry")
+        raise CannotRun("there is no GPU: take --dry")
     if "dies at the start" in job.parts:
         os.kill(os.getpid(), signal.SIGKILL)
     return FakeBench(job)
@@ -36,6 +36,15 @@ class FakeBench:
             "measures": self._measures,
             "asks": lambda: iter([Row("rates", {"copy": self.rates.get("copy", 0.0)})]),
             "raises": self._raises,
+            "cannot run": self._cannot_run,
+            "tells its environment": lambda: iter(
+                [
+                    Row(
+                        "environment",
+                        {name: os.environ[name] for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "USE_HUB_KERNELS")},
+                    )
+                ]
+            ),
             "breaks the device": self._breaks,
             "hangs": self._hangs,
             "leaves": self._leaves,
@@ -63,6 +72,10 @@ class FakeBench:
     def _raises(self) -> Iterator[Row]:
         yield Row("before", {})
         raise ZeroDivisionError("by nothing")
+
+    def _cannot_run(self) -> Iterator[Row]:
+        raise CannotRun("a compiler is missing")
+        yield
 
     def _breaks(self) -> Iterator[Row]:
         yield Row("before", {})

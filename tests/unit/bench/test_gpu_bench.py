@@ -3,15 +3,21 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from textmill_shard.loader.kv_type import use_kv_type
 from textmill_shard.triton_kernels.variants import VARIANTS
 
-from bench.gpu import kernel_checks, server_check
+from bench.gpu import kernel_checks, server_check, steps, streams
+from bench.gpu import parts as parts_file
+from bench.gpu import setting as setting_file
 from bench.gpu.__main__ import main
 from bench.gpu.kernel_checks import check_kernels, worst
+from bench.gpu.messages import CannotRun, Job
 from bench.gpu.plan import plan_run
 from bench.gpu.report import Report, Row
 from bench.gpu.setting import Setting, check_interpreter, make_setting
@@ -27,8 +33,8 @@ PARTS = [
     "Equal logits of a llama of random weights",
     "Steps of a llama of random weights",
     "Streams",
-    "Continuous batching of transformers",
     "Trace",
+    "Continuous batching of transformers",
     "What requests and flags add to a step",
 ]
 KERNELS = PARTS[0]
@@ -67,18 +73,150 @@ def test_the_parts_of_the_plan_are_those_of_the_report() -> None:
     assert list(plan_run(is_dry=False, num_cores=16).names) == PARTS
 
 
-def test_a_machine_without_a_gpu_is_told_what_to_do(
+def test_a_machine_without_a_gpu_is_told_why_in_the_report_too_and_nothing_of_an_earlier_run_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(RuntimeError, match="torch sees no GPU: --dry runs everything") as refusal:
+    monkeypatch.setattr(setting_file, "why_no_gpu", lambda: "the driver is too old")
+    with pytest.raises(CannotRun, match=r"torch sees no GPU \(the driver is too old\): --dry runs ever") as refusal:
         make_setting(is_dry=False, left_s=1.0)
 
     def refuse(*_: object) -> None:
         raise Refused(str(refusal.value))
 
     monkeypatch.setattr(Supervisor, "run", refuse)
-    assert main(["--report", str(tmp_path / "report.json")]) == 2
-    assert "--dry" in capsys.readouterr().err
+    file = tmp_path / "new" / "report.json"
+    file.parent.mkdir()
+    for suffix in (".json", ".md", ".log", ".trace.json.gz"):
+        file.with_suffix(suffix).write_text("of an earlier run")
+    assert main(["--report", str(file)]) == 2
+    assert "nothing was run, because torch sees no GPU (the driver is too old)" in capsys.readouterr().err
+    report = json.loads(file.read_text())
+    assert report["parts"] == {}
+    assert report["skipped"] == {name: [f"not run, because {refusal.value}"] for name in PARTS}
+    assert "the driver is too old" in file.with_suffix(".md").read_text()
+    assert sorted(path.name for path in file.parent.iterdir()) == ["report.json", "report.md"]
+
+
+def test_the_tables_of_a_run_that_a_signal_ends_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(supervisor: Supervisor, *_: object) -> None:
+        supervisor._report.add("Machine", Row("copy", {"GB/s": 4300.0}))
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Supervisor, "run", end)
+    with pytest.raises(SystemExit):
+        main(["--report", str(tmp_path / "new" / "report.json")])
+    assert "| copy | 4300 |" in capsys.readouterr().out
+
+
+def test_without_a_compiler_what_needs_kernels_says_so_and_the_rest_runs(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    reason = setting_file._why_no_kernels(9, 0)
+    assert reason.startswith("Triton builds its launchers with a C compiler, and none is there")
+    assert "compute capability" in setting_file._why_no_kernels(7, 5)
+    monkeypatch.setattr(parts_file, "make_setting", lambda **_: replace(setting, no_kernels=reason))
+    bench = parts_file.start(Job(table="", is_dry=False, left_s=60.0, parts=(), trace_file=""))
+    parts = bench.parts(lambda item: None)
+    assert set(parts) == set(PARTS)
+    for name in set(PARTS) - {"Machine", "A server", "Continuous batching of transformers"}:
+        with pytest.raises(CannotRun, match="none is there: gcc or clang"):
+            next(parts[name]())
+    assert [row.name for row in parts["Machine"]()][1:] == ["copy of memory", "product of matrices in bfloat16"]
+
+
+class FakeEvent:
+    """A mark on the clock of a made-up device."""
+
+    now_ms = 0.0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at_ms = FakeEvent.now_ms
+
+    def elapsed_time(self, later: "FakeEvent") -> float:
+        return later.at_ms - self.at_ms
+
+
+@pytest.fixture
+def timed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """Return a setting that takes the CPU for a GPU whose clock only moves by hand."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return replace(setting, is_dry=False)
+
+
+@pytest.mark.parametrize("is_cold", [False, True])
+def test_a_run_is_timed_by_the_median_on_the_clock_of_the_device_behind_warm_ups(
+    timed: Setting, monkeypatch: pytest.MonkeyPatch, *, is_cold: bool
+) -> None:
+    taken_ms = [100.0, 100.0, 100.0, 7.0, 1.0, 5.0, 90.0, 4.0]  # of the device, which starts with three warm-ups
+    read = []
+
+    def run() -> None:
+        FakeEvent.now_ms += taken_ms.pop(0)
+
+    def read_other_memory(_: Setting) -> None:
+        read.append(taken_ms[0])
+        FakeEvent.now_ms += 1000.0  # which no run is charged for
+
+    monkeypatch.setattr(Setting, "_read_other_memory", read_other_memory)
+    assert timed.time_ms(run, repeats=5, is_cold=is_cold) == 5.0
+    assert read == ([7.0, 1.0, 5.0, 90.0, 4.0] if is_cold else [])
+
+
+def test_other_memory_is_larger_than_the_cache_of_a_gpu(timed: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    summed: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "sum", lambda tensor: summed.append(tensor.nbytes))
+    timed._read_other_memory()
+    timed._read_other_memory()
+    assert summed == [256 * 1024**2] * 2
+    assert len(timed._other) == 1  # taken once
+
+
+def test_the_pool_of_a_timed_step_is_full_of_noise_in_each_type(setting: Setting) -> None:
+    runner = steps.make_runner(setting, steps.DRY)
+    for dtype in (None, torch.float8_e4m3fn):
+        if dtype is not None:
+            use_kv_type("fp8_e4m3fn", runner, trial_tokens=16)
+        steps.fill_pool(runner, 3)
+        pool = runner.kv_pool
+        assert pool is not None
+        for tensor in (*pool.keys, *pool.values):
+            assert tensor.dtype is (dtype or torch.float32)
+            assert 0.5 < float(tensor.float().std()) < 2.0
+            assert bool(tensor.float().isfinite().all())
+
+
+def test_the_rate_of_transformers_counts_from_the_first_request_to_the_last_token(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    class FakeModel:
+        def generate_batch(self, prompts: list[list[int]], **options: object) -> dict[str, SimpleNamespace]:
+            calls.append((prompts, options["persistent_manager"]))
+            num_new = options["generation_config"].max_new_tokens  # type: ignore[attr-defined]
+            return {
+                str(place): SimpleNamespace(
+                    generated_tokens=[0] * num_new, error=None, created_time=2.0 + place, lifespan=(9.0, 6.0 - place)
+                )
+                for place in range(len(prompts))
+            }
+
+        def destroy_cached_continuous_batching_manager(self) -> None:
+            calls.append("destroyed")
+
+    monkeypatch.setattr(streams, "make_model", lambda *_: FakeModel())
+    requests = [streams.Request([1, 2, 3], 4), streams.Request([5, 6, 7], 4)]
+    assert streams._transformers_rate(setting, requests) == pytest.approx(8 / (6.0 - 2.0))
+    # A warm-up whose prompts transformers cannot find again, in the memory and with the graphs that the run then finds.
+    assert calls == [([[3, 2, 1], [7, 6, 5]], True), ([[1, 2, 3], [5, 6, 7]], True), "destroyed"]
 
 
 @pytest.fixture
@@ -137,7 +275,7 @@ def test_an_interpreter_that_numpy_breaks_is_named() -> None:
     check_interpreter("3.6.0", "2.3.5")
     check_interpreter("3.7.0", "2.4.0")
     check_interpreter("3.10.1", "3.0.0")
-    with pytest.raises(RuntimeError, match=r"needs numpy below 2\.4 beside Triton 3\.6\.0"):
+    with pytest.raises(CannotRun, match=r"needs numpy below 2\.4 beside Triton 3\.6\.0"):
         check_interpreter("3.6.0", "2.10.1")
 
 
@@ -167,7 +305,8 @@ def test_a_report_is_whole_after_every_row_and_in_the_order_of_the_plan(tmp_path
     report.write()
     assert list(json.loads(report.file.read_text())["parts"]) == ["two", "one"]
     assert report.faults == ["two: b"]
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.md"]
+    assert report.file.with_suffix(".md").read_text().split("\n")[1] == "### two"
 
 
 def test_tables_tell_faults_aims_seconds_and_what_is_not_whole(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from bench.gpu.report import Report
 from bench.gpu.supervisor import Refused, Run, Supervisor
 from tests.fakes import gpu_parts
 
+REPOSITORY = Path(__file__).parents[3]
 LIMIT_S = 60.0  # of a part that does not hang
 SHORT_S = 1.0
 
@@ -79,6 +80,27 @@ def test_an_exception_ends_its_part_and_the_next_one_runs_in_the_same_process(be
     assert "Traceback" in bed.log.read_text()
 
 
+def test_a_part_that_cannot_run_on_this_machine_says_why_and_the_next_one_runs(bed: Bed) -> None:
+    bed.run(("cannot run", "good"))
+    assert bed.reason("cannot run") == "not run, because a compiler is missing"
+    assert bed.names("good") == ["row"]
+    assert not bed.mark.exists()  # models are kept
+
+
+def test_a_process_finds_this_checkout_without_an_installation_and_asks_no_hub(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "of-the-user")
+    bed.run(("tells its environment",))
+    [row] = bed.report.parts["tells its environment"]
+    rooms = [str(REPOSITORY / room) for room in ("proto", "router", "shard", "launcher")]
+    assert row.numbers == {
+        "PYTHONPATH": ":".join([str(REPOSITORY), *rooms, "of-the-user"]),
+        "HF_HUB_OFFLINE": "1",
+        "USE_HUB_KERNELS": "NO",
+    }
+
+
 def test_a_broken_device_is_left_with_its_process_and_the_rates_are_kept(bed: Bed) -> None:
     bed.run(("measures", "breaks the device", "asks"))
     reason = bed.reason("breaks the device")
@@ -126,7 +148,7 @@ def test_a_process_that_dies_at_its_start_costs_the_first_part_alone(bed: Bed) -
 
 
 def test_a_machine_that_cannot_run_is_refused(bed: Bed) -> None:
-    with pytest.raises(Refused, match="no GPU: take --dry"):
+    with pytest.raises(Refused, match="there is no GPU: take --dry"):
         bed.run(("refused",))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from textmill_shard.device import DeviceError, pick_device
+from textmill_shard.device import DeviceError, pick_device, why_no_gpu
 
 
 @pytest.fixture
@@ -55,3 +55,31 @@ def test_a_device_that_is_not_there_ends_the_start(
     with pytest.raises(DeviceError, match=message):
         pick_device(asked, number=rank, num_shards=2)
     assert chosen == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            RuntimeError(
+                "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by "
+                "downloading and installing a new version"
+            ),
+            "The NVIDIA driver on your system is too old (found version 11040)",
+        ),
+        (RuntimeError("No CUDA GPUs are available"), "No CUDA GPUs are available"),
+        (AssertionError("Torch not compiled with CUDA enabled"), "Torch not compiled with CUDA enabled"),
+    ],
+)
+def test_a_machine_without_a_gpu_says_what_torch_says(
+    error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init() -> None:
+        raise error
+
+    see(monkeypatch, 0)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    assert why_no_gpu() == expected
+    with pytest.raises(DeviceError) as refusal:
+        pick_device("cuda", number=0, num_shards=1)
+    assert f"torch sees 0 ({expected}): fewer shards" in str(refusal.value)

@@ -49,7 +49,7 @@ class FakeGpu:
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=False)
         self.counts: Counter[str] = Counter()
-        self.num_waits = 0  # copies to the GPU for which the host waits
+        self.num_waits = 0  # copies for which the host waits: those that are awaited, and those of unpinned memory
         self._modes = (self.mode, _Launches(self), _Brackets(self))
 
     def __enter__(self) -> Self:
@@ -66,6 +66,16 @@ class FakeGpu:
     def fake(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a fake tensor of the CPU for a real one."""
         return tensor if isinstance(tensor, FakeTensor) else self.mode.from_tensor(tensor)
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Let the GPU copy to and from a tensor of the CPU while the host goes on."""
+        tensor.is_pinned_here = True  # type: ignore[attr-defined]
+        return tensor
+
+    def note_copy(self, on_host: torch.Tensor, *, is_to_gpu: bool, is_awaited: bool) -> None:
+        """Count a copy between a tensor of the CPU and the GPU."""
+        self.counts["copy to the GPU" if is_to_gpu else "copy to the host"] += 1
+        self.num_waits += is_awaited or not hasattr(on_host, "is_pinned_here")
 
     def num_launches(self) -> int:
         return sum(count for name, count in self.counts.items() if not name.startswith("copy "))
@@ -90,9 +100,10 @@ class _Launches(TorchDispatchMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
-        if name == "copy_" and args[0].device.type == "cuda" and args[1].device.type == "cpu":
-            self._counts["copy to the GPU"] += 1
-            self._gpu.num_waits += not ((kwargs or {}).get("non_blocking") or args[2:] == (True,))
+        if name == "copy_" and args[0].device.type != args[1].device.type:
+            is_to_gpu = args[0].device.type == "cuda"
+            is_awaited = not ((kwargs or {}).get("non_blocking") or args[2:] == (True,))
+            self._gpu.note_copy(args[1 if is_to_gpu else 0], is_to_gpu=is_to_gpu, is_awaited=is_awaited)
             return result
         first = result[0] if isinstance(result, tuple | list) and result else result
         # As of `to` with the dtype that a tensor has. The name of an operation in place ends with an underscore.
@@ -147,9 +158,11 @@ class _Brackets(TorchFunctionMode):
         if function is torch.Tensor.numpy:
             raise HostRead("numpy() of a fake tensor")
         if function is torch.Tensor.pin_memory:
-            return args[0]
+            return self._gpu.pin(args[0].clone())
+        if function is torch.empty and kwargs.pop("pin_memory", False):
+            return self._gpu.pin(function(*args, **kwargs))
         instead = _INSTEAD.get(function)
-        if instead is not None and _is_on_gpu(args[0]):
+        if instead is not None and any(_is_on_gpu(given) for given in args):
             return instead(*args, **kwargs)
         return function(*args, **kwargs)
 
@@ -169,10 +182,9 @@ class _Brackets(TorchFunctionMode):
             device = torch.device("cpu")
         if (device.type, dtype) == (tensor.device.type, tensor.dtype):
             return tensor
-        if device.type == "cuda" and tensor.device.type == "cpu" and not kwargs.get("non_blocking"):
-            self._gpu.num_waits += 1
         if device.type != tensor.device.type:
-            self._gpu.counts["copy to the GPU" if device.type == "cuda" else "copy to the host"] += 1
+            is_to_gpu = device.type == "cuda"
+            self._gpu.note_copy(tensor, is_to_gpu=is_to_gpu, is_awaited=not (is_to_gpu and kwargs.get("non_blocking")))
         return torch.ops.aten._to_copy.default(tensor, device=device, dtype=dtype)
 
 

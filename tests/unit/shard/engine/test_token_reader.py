@@ -6,6 +6,8 @@ import pytest
 import torch
 from textmill_shard.engine.token_reader import HostMark, TokenReader
 
+from tests.fakes.fake_gpu import FakeGpu
+
 WAIT_S = 10.0
 
 
@@ -31,4 +33,18 @@ def test_the_thread_that_waits_has_the_device_of_its_rank(monkeypatch: pytest.Mo
     reader = TokenReader(torch.device("cuda:3"), mark=lambda _: HostMark(0))
     reader.begin([], HostMark(0), lambda: None).result(WAIT_S)
     assert seen == [("cuda:3", "token-reader_0")]
+    reader.close()
+
+
+def test_the_tokens_of_a_gpu_come_in_one_copy_for_which_the_launching_thread_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    with FakeGpu() as gpu:
+        device = torch.device("cuda:0")
+        reader = TokenReader(device, mark=lambda _: HostMark(0))
+        tensors = [torch.empty(3, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool, torch.float32)]
+        reading = reader.begin(tensors, HostMark(0), lambda: None)
+    assert reading.exception(WAIT_S) is not None  # there are no values
+    assert (gpu.counts["copy to the host"], gpu.num_waits) == (1, 0)
     reader.close()

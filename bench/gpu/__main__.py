@@ -44,9 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         supervisor.run(plan)
     except Refused as refusal:
         for name in plan.names:
-            report.skip(name, f"not run, because {refusal}")
+            if name not in report.seconds:
+                report.skip(name, f"not run, because {refusal}")
         report.write()
-        print(f"nothing was run, because {refusal}", file=sys.stderr)
+        print(f"{'not all' if report.seconds else 'nothing'} was run, because {refusal}", file=sys.stderr)
         return 2
     finally:
         supervisor.close()

@@ -11,6 +11,15 @@ HANG_ADVICE = (
     "that is only slow is smaller with a smaller --max-batch-prefill-tokens"
 )
 
+KERNEL_ADVICE = (
+    "CUDA_LAUNCH_BLOCKING=1 shows at which operation of the GPU; then switch parts off in the order of docs/gpu.md "
+    "(--no-graphs first), and report the part whose absence helps"
+)
+GPU_ADVICE = (
+    "dmesg (lines with Xid) and `nvidia-smi -q` tell whether the GPU or its memory is damaged; a GPU that stays broken "
+    "comes back when the machine or its driver starts anew"
+)
+
 # For children that do not know the reason themselves, such as one whose interpreter cannot start.
 _BY_WORDS = (
     ("out of memory", MEMORY_ADVICE),
@@ -19,6 +28,17 @@ _BY_WORDS = (
     ("address already in use", "another server holds that address: choose another --port"),
     ("Permission denied", "the right to read the model's files, to write the cache, or to use a port below 1024"),
     ("No space left on device", DISK_ADVICE),
+    ("device-side assert", KERNEL_ADVICE),
+    ("illegal memory access", KERNEL_ADVICE),
+    ("illegal instruction was", KERNEL_ADVICE),
+    ("misaligned address", KERNEL_ADVICE),
+    ("launch failure", KERNEL_ADVICE),
+    ("uncorrectable", GPU_ADVICE),  # errors of its memory (ECC) or of the links between GPUs
+    ("busy or unavailable", "no other process may hold the GPU: look at nvidia-smi"),
+    ("no kernel image is available", "a build of torch for this GPU: launcher doctor shows the build and the GPU"),
+    ("driver version is insufficient", "a newer driver, or a build of torch for an older CUDA (launcher doctor)"),
+    ("CUDA error", GPU_ADVICE),
+    ("NCCL", HANG_ADVICE),
     ("unrecognized arguments", "an installation whose rooms are of one version: pip install -e . again"),
 )
 

@@ -34,6 +34,11 @@ def count_visible(visible_devices: str | None, count_all: Callable[[], int]) -> 
     return 1 if any(name.startswith("MIG-") for name in shown) else max(1, len(shown))
 
 
+def hides_all(visible_devices: str | None) -> bool:
+    """Whether CUDA shows no device for the list of the environment, which is empty or begins with a negative number."""
+    return visible_devices is not None and visible_devices.strip(" ,")[:1] in ("", "-")
+
+
 def num_ranks(settings: Settings, count_all: Callable[[], int]) -> int:
     """Return the number of shards of each replica on all nodes. Raises as `num_shards` does."""
     return settings.num_nodes * num_shards(settings, count_all)

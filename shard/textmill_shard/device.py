@@ -2,6 +2,9 @@
 
 import torch
 
+# Of the device, in errors of Triton's launcher and of CUDA's libraries, for which torch has no class.
+_WORDS_OF_DEVICE = ("triton error [cuda]", "cublas_status_execution_failed", "cudnn_status_execution_failed")
+
 
 class DeviceError(Exception):
     """The device that was asked for does not exist. The message says what to try."""
@@ -39,6 +42,18 @@ def why_no_gpu() -> str:
     except (RuntimeError, AssertionError) as error:
         return str(error).strip().partition("\n")[0].partition(". ")[0]  # behind it: where to load drivers
     return "for a reason that torch does not tell"
+
+
+def is_device_gone(error: BaseException) -> bool:
+    """Whether an exception says that the device computes no more, for any request.
+
+    A later call tells of work that fails on a GPU, whichever that is: an operation of torch, the launch of a kernel
+    of Triton, or a product of a library. Memory that has run out leaves a device that goes on.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and "out of memory" not in text and any(w in text for w in _WORDS_OF_DEVICE)
 
 
 def claim_device(device: str) -> None:

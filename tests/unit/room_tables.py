@@ -133,7 +133,7 @@ SHARD_FOLDERS = {
     "sampling": names("slots model native"),
     "engine": names("device slots sampling grammar model"),
     "media": names(""),
-    "tasks": names("errors heap media layers probing model native distributed loader engine"),
+    "tasks": names("errors device heap media layers probing model native distributed loader engine"),
     "server": names("engine slots model tasks"),
     "loop_thread": names("device"),
     "row_start": EVERYTHING,

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from textmill_launcher.devices import count_visible, hides_all, num_shards
 from textmill_launcher.doctor.finding import Finding, failure, ok, warning
 from textmill_launcher.environment_report import driver_lines
+from textmill_launcher.errors import ConflictingSettings
 from textmill_launcher.exit_codes import ExitCode
 from textmill_launcher.plan.machine import cgroup_limit_bytes, ram_bytes
 from textmill_launcher.plan.report import size
@@ -20,6 +22,9 @@ from textmill_launcher.settings import NODE_PORT, Settings
 
 GIB = 1024**3
 LEAST_SHM_BYTES = {False: GIB // 16, True: GIB}  # by whether ranks share the machine
+# The oldest driver, by its first number, that runs programs of a CUDA of this first number: NVIDIA's CUDA compatibility
+# guide, "minor version compatibility".
+LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 FILES_OF_A_REQUEST = 2  # the connection, and what else a call may open
 SPARE_FILES = 256
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "grpcio", "starlette", "uvicorn", "llguidance")
@@ -81,10 +86,38 @@ def _devices(settings: Settings) -> Iterator[Finding]:
         yield state("torch", f"{build[0]} is a build without CUDA", to_do, ExitCode.WRONG_SETTING)
     elif build is not None:
         yield ok("torch", f"{build[0]}, " + (f"for CUDA {build[1]}" if build[1] else "for CPUs"))
-    wanted = settings.num_shard
-    if lines and wanted is not None and settings.device != "cpu" and wanted > len(lines):
-        to_do = "fewer shards (--num-shard), or --device cpu"
-        yield failure("device", f"{len(lines)} GPUs for {wanted} shards", to_do, ExitCode.WRONG_SETTING)
+    if lines and settings.device != "cpu":
+        if build is not None and build[1] is not None:
+            yield from _driver(lines[0], build[0], build[1])
+        yield from _number_of_devices(settings, len(lines))
+
+
+def _driver(line: str, torch: str, cuda: str) -> Iterator[Finding]:
+    """Look whether the driver, the third word of a line of `driver_lines`, is new enough for the build of torch."""
+    words = [word.strip() for word in line.split(",")]
+    driver = words[2] if len(words) > 2 else ""
+    first, least = re.match(r"\d+", driver), LEAST_DRIVERS.get(int(cuda.partition(".")[0]))
+    if first is not None and least is not None and int(first[0]) < least:
+        yield warning(
+            "driver",
+            f"{driver} is older than torch {torch} for CUDA {cuda} asks for ({least}), so that torch may see no GPU",
+            "a newer driver, a build of torch for an older CUDA, or NVIDIA's package cuda-compat",
+        )
+
+
+def _number_of_devices(settings: Settings, num_gpus: int) -> Iterator[Finding]:
+    """Compare the GPUs that CUDA shows with those that the shards of all replicas take."""
+    to_do = "fewer shards (--num-shard, --num-replicas), more devices (CUDA_VISIBLE_DEVICES), or --device cpu"
+    try:
+        listed = count_visible(settings.visible_devices, lambda: num_gpus)
+        num_wanted = num_shards(settings, lambda: num_gpus) * settings.num_replicas
+    except ConflictingSettings as error:
+        yield failure("device", str(error), "change what the message names", ExitCode.WRONG_SETTING)
+        return
+    num_shown = 0 if hides_all(settings.visible_devices) else num_gpus if listed is None else min(num_gpus, listed)
+    if num_wanted > num_shown and (num_shown or settings.device == "cuda"):  # else the shards take the CPU
+        found = f"{num_shown} GPUs for {num_wanted} shards"
+        yield failure("device", found, to_do, ExitCode.WRONG_SETTING)
 
 
 def _as_warning(subject: str, found: str, to_do: str, code: ExitCode) -> Finding:

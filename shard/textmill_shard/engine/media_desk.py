@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from textmill_shard.device import is_device_gone
 from textmill_shard.engine.media_store import KeptItem, MediaStore
 from textmill_shard.engine.memory_faults import free_device_memory, is_out_of_memory
 from textmill_shard.model.media import MediaFacts, MediaFault, MediaRows
@@ -248,9 +249,9 @@ class MediaDesk:
                 outcome = self._encode({name: tensor.to(self._device) for name, tensor in tensors.items()})
             except MediaFault as fault:
                 outcome = str(fault)
-            except torch.AcceleratorError:
-                raise  # the device is gone, for every request
             except Exception as error:
+                if is_device_gone(error):
+                    raise
                 outcome = f"the model could not compute an image: {type(error).__name__}: {error}"
                 if is_out_of_memory(error):
                     free_device_memory(self._device)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from textmill_shard.device import is_device_gone
 from textmill_shard.engine.row_sampling import DrawnRows
 from textmill_shard.engine.step_executor import PromptStretch
 from textmill_shard.sampling.logprobs import PromptLogprobs
@@ -110,10 +110,8 @@ def rate_prompts(
     for stretch in stretches:
         try:
             piece = _piece_of(stretch, rate(stretch))
-        except torch.AcceleratorError:
-            raise
         except Exception as error:
-            if not is_alone:
+            if not is_alone or is_device_gone(error):
                 raise
             message = f"prompt log-probabilities failed: {type(error).__name__}: {error}"
             errors.append(SlotError(stretch.slot, stretch.request_id, SlotErrorCode.INTERNAL, message))

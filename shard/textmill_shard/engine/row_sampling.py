@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from textmill_shard.device import is_device_gone
 from textmill_shard.engine.batch_builder import WishUpload, build_step_rows
 from textmill_shard.engine.part_desk import Gift, PartDesk, host_scan
 from textmill_shard.engine.slot_admission import admit_to
@@ -147,9 +148,9 @@ class RowSampler:
         scan = None if output.scan is None else output.scan.as_row_scan()
         try:
             draft = self._sampler.draft(logits_NV, rows, scan)
-        except torch.AcceleratorError:
-            raise  # the device is gone, for every row
-        except Exception:
+        except Exception as error:
+            if is_device_gone(error):
+                raise  # the device is gone, for every row
             drawn_rows, tokens_N = self._draw_alone(
                 slots_N,
                 lambda row, this_rows: self._sampler.draft(
@@ -179,9 +180,9 @@ class RowSampler:
             return LaunchedDraw(None, None, None, {}, best_rows)
         try:
             draft = parts.sampler.draft(gift.part, joined, rows)
-        except torch.AcceleratorError:
-            raise
-        except Exception:
+        except Exception as error:
+            if is_device_gone(error):
+                raise
             drawn_rows, tokens_N = self._draw_alone(
                 slots_N,
                 lambda row, this_rows: parts.sampler.draft(gift.part, self._row_of(joined, row), this_rows),
@@ -265,9 +266,9 @@ class RowSampler:
                 sampled = self._settle(draft, whole)
                 arrays = to_host(*_read_tensors(sampled))
                 launched.tokens_N = sampled.tokens_N
-            except torch.AcceleratorError:
-                raise
             except Exception as error:
+                if is_device_gone(error):
+                    raise
                 fault = RowFault(SlotErrorCode.INTERNAL, f"sampling failed: {type(error).__name__}: {error}")
                 open_faults = dict.fromkeys(np.flatnonzero(is_open_N).tolist(), fault)
             redrawn_N = arrays[0] != drafted_N
@@ -326,9 +327,9 @@ class RowSampler:
                 draft = draft_row(row, rows)
                 launched = LaunchedDraw(draft, draft.sampled.tokens_N, rows, {})
                 drawn_rows = self._finish_draft(launched, draft, to_host(*launched.tensors))
-            except torch.AcceleratorError:
-                raise
             except Exception as error:
+                if is_device_gone(error):
+                    raise
                 faults[row] = RowFault(SlotErrorCode.INTERNAL, f"sampling failed: {type(error).__name__}: {error}")
                 continue
             assert launched.tokens_N is not None

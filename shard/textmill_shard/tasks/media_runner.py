@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
+from textmill_shard.device import is_device_gone
 from textmill_shard.engine.memory_faults import free_device_memory, is_out_of_memory
 from textmill_shard.probing.start_check import CALL_ERRORS
 from textmill_shard.tasks.media_rows import MediaReader, ReadyRow
@@ -64,7 +65,7 @@ class MediaRunner:
             return head.compute(rows, on_sign)
         except Exception as error:
             has_no_memory = is_out_of_memory(error)
-            if not has_no_memory and (not isinstance(error, CALL_ERRORS) or isinstance(error, torch.AcceleratorError)):
+            if not has_no_memory and (not isinstance(error, CALL_ERRORS) or is_device_gone(error)):
                 raise
             self.num_memory_faults += has_no_memory
             failure = RowFailure(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
+from textmill_shard.device import is_device_gone
 from textmill_shard.engine.memory_faults import free_device_memory, is_out_of_memory
 from textmill_shard.probing.start_check import CALL_ERRORS
 from textmill_shard.tasks.heads import Head
@@ -89,7 +90,7 @@ def cut_rows(lengths: Sequence[int], layout: RowLayout, *, max_tokens: int | Non
 
 def _is_of_rows(error: Exception) -> bool:
     """Whether modelling code raised this at rows that it cannot take, or cannot take beside each other."""
-    return isinstance(error, CALL_ERRORS) and not isinstance(error, torch.AcceleratorError)
+    return isinstance(error, CALL_ERRORS) and not is_device_gone(error)
 
 
 def _failure(error: Exception, row: Row, *, has_no_memory: bool) -> RowFailure:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from textmill_shard.device import is_device_gone
 from textmill_shard.engine.memory_faults import is_out_of_memory
 from textmill_shard.probing.start_check import CALL_ERRORS
 from textmill_shard.tasks.rows import (
@@ -58,9 +59,7 @@ class TableRunner:
                 found = self._forward(ids, types)
             except Exception as error:
                 has_no_memory = is_out_of_memory(error)
-                if not has_no_memory and (
-                    not isinstance(error, CALL_ERRORS) or isinstance(error, torch.AcceleratorError)
-                ):
+                if not has_no_memory and (not isinstance(error, CALL_ERRORS) or is_device_gone(error)):
                     raise
                 self.num_memory_faults += has_no_memory
                 code = FailureCode.NO_MEMORY if has_no_memory else FailureCode.INTERNAL

@@ -97,6 +97,19 @@ def test_a_machine_without_a_gpu_is_told_why_in_the_report_too_and_nothing_of_an
     assert sorted(path.name for path in file.parent.iterdir()) == ["report.json", "report.md"]
 
 
+def test_a_refusal_behind_parts_that_have_run_names_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(supervisor: Supervisor, *_: object) -> None:
+        supervisor._report.took(KERNELS, 3.0)
+        raise Refused("a package is missing")
+
+    monkeypatch.setattr(Supervisor, "run", refuse)
+    assert main(["--report", str(tmp_path / "report.json")]) == 2
+    assert "not all was run, because a package is missing" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "report.json").read_text())["skipped"]) == PARTS[1:]
+
+
 def test_the_tables_of_a_run_that_a_signal_ends_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,19 @@ def test_message_names_rank_cause_phase_last_lines_and_a_remedy() -> None:
         ("OSError: [Errno 98] Address already in use", "--port"),
         ("RuntimeError: DefaultCPUAllocator: can't allocate memory", "--kv-cache-bytes"),
         ("OSError: No space left on device", "--conversion-cache"),
+        # What CUDA and NCCL say, with the class of torch's exception.
+        ("AcceleratorError: CUDA error: device-side assert triggered", "CUDA_LAUNCH_BLOCKING=1"),
+        ("RuntimeError: Triton Error [CUDA]: an illegal memory access was encountered", "--no-graphs"),
+        ("AcceleratorError: CUDA error: misaligned address", "--no-graphs"),
+        ("AcceleratorError: CUDA error: unspecified launch failure", "--no-graphs"),
+        ("AcceleratorError: CUDA error: uncorrectable ECC error encountered", "Xid"),
+        ("AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable", "nvidia-smi"),
+        (
+            "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+            "build of torch for this",
+        ),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "--kv-cache-bytes"),
+        ("DistBackendError: NCCL error: unhandled system error", "NCCL_DEBUG=INFO"),
     ],
 )
 def test_known_words_choose_the_advice(line: str, hint: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from textmill_shard.device import DeviceError, pick_device, why_no_gpu
+from textmill_shard.device import DeviceError, is_device_gone, pick_device, why_no_gpu
 
 
 @pytest.fixture
@@ -83,3 +83,19 @@ def test_a_machine_without_a_gpu_says_what_torch_says(
     with pytest.raises(DeviceError) as refusal:
         pick_device("cuda", number=0, num_shards=1)
     assert f"torch sees 0 ({expected}): fewer shards" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_gone"),
+    [
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), True),  # Triton's launcher
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle`"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("Triton Error [CUDA]"), False),
+    ],
+)
+def test_a_device_is_gone_by_the_words_of_each_library_that_tells_of_it(error: Exception, *, is_gone: bool) -> None:
+    assert is_device_gone(error) is is_gone

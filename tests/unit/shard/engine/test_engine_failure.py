@@ -54,6 +54,22 @@ def test_rule_18_a_readmitted_request_goes_on_as_if_undisturbed() -> None:
             assert shard.run_to_end(2)[2] == undisturbed[cut:]
 
 
+def test_a_device_that_is_gone_ends_the_loop_and_fails_no_request_whichever_library_tells_of_it() -> None:
+    error = RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    class BrokenSampler(Sampler):
+        def draft(self, *_: object) -> Draft:  # type: ignore[override]
+            raise error
+
+    sampler = BrokenSampler(num_slots=FACTS.num_slots, device=torch.device("cpu"))
+    with Shard(sampler=sampler) as shard:
+        shard.send(admits=[admit(0, PROMPT, max_new=4, sampling=SamplingParams(do_sample=True))])
+        end = shard.next_item()
+    assert isinstance(end, StreamEnd)
+    assert end.reason is EndReason.FAILED
+    assert shard.error is error
+
+
 @pytest.mark.parametrize("is_new_epoch", [False, True])
 def test_rule_18_a_request_admitted_again_to_its_slot_is_built_from_the_new_admit(is_new_epoch: bool) -> None:
     sampling = SamplingParams(do_sample=True, seed=5, temperature=30.0)

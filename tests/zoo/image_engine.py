@@ -9,6 +9,8 @@ from textmill_shard.engine.media_desk import MediaDesk
 from textmill_shard.engine.media_put import IncomingItem, MediaHeader, TensorHeader, check_header
 from textmill_shard.engine.media_rope import rope_rule
 from textmill_shard.engine.media_store import MediaStore
+from textmill_shard.engine.token_reader import TokenReader
+from textmill_shard.model.decode_graphs import GraphRecorder
 from textmill_shard.model.media import MediaFacts
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.slots.plan import Admit, MediaSpan, ShardFacts
@@ -51,12 +53,17 @@ def image_facts(runner: ModelRunner) -> ShardFacts:
 class ImageShard(Shard):
     """A shard with an empty store of images, which counts what the tower encodes."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(
+        self, runner: ModelRunner, *, recorder: GraphRecorder | None = None, token_reader: TokenReader | None = None
+    ) -> None:
+        """With a `recorder` decode steps are graphs, and with a `token_reader` steps overlap."""
         self.num_encoded = 0
         media = media_of(runner)
         facts = image_facts(runner)
         store = MediaStore(max_bytes=MEDIA_BYTES, row_bytes=media.row_bytes)
         runner.allocate_kv(facts.num_blocks)
+        if recorder is not None:
+            assert runner.record_graphs(recorder, (1, 2, NUM_SLOTS), lambda share: None, num_slots=NUM_SLOTS)
         self.desk = MediaDesk(
             store,
             media,
@@ -65,7 +72,7 @@ class ImageShard(Shard):
             runs_beside_steps=True,
             on_encoded=self._count,
         )
-        super().__init__(facts=facts, runner=runner, media=self.desk, rope=rope_rule(runner))
+        super().__init__(facts=facts, runner=runner, media=self.desk, rope=rope_rule(runner), token_reader=token_reader)
 
     def _count(self) -> None:
         self.num_encoded += 1

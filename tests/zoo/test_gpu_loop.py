@@ -34,6 +34,7 @@ from tests.zoo.drive import BUDGET, NUM_BLOCKS, NUM_SLOTS, zoo_facts
 from tests.zoo.gpu_drive import load_on
 
 NUM_NEW = 6
+STOP_ID = 200  # no id that the reader reads
 NUM_CANDIDATES = 16  # so few that a row may have to look at more of its scores
 GRAMMAR = SamplingParams(has_grammar=True)
 # Each stage of the sampler, each way to draw, and what a request may ask about its tokens.
@@ -120,6 +121,7 @@ def request_of(slot: int, request_id: int, sampling: SamplingParams) -> Admit:
         max_new=NUM_NEW,
         sampling=sampling,
         ignore_eos=True,
+        stop_ids=(STOP_ID,),
         grammar=Grammar("any") if sampling is GRAMMAR else None,
     )
 

@@ -20,13 +20,9 @@ from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
-from textmill_shard.slots.sampling_params import SamplingParams
 
-from tests.fakes.late_tokens import late_reader
 from tests.fakes.plain_kernels import PlainKernels, load_by
 from tests.fakes.recorded_graphs import FakeGraphRecorder, RecordedKernels
-from tests.fakes.shard_facts import facts_of
-from tests.fakes.step_harness import Shard, admit
 from tests.fakes.tiny_models import make_tiny_llama
 
 BLOCK_SIZE = 4
@@ -296,42 +292,6 @@ def test_a_model_that_no_graph_holds_runs_launch_by_launch_and_says_so(
     assert "launched one by one" in warning.message
     assert reason in vars(warning)["reason"]
     assert runner.graphs is None
-
-
-@pytest.mark.parametrize("has_overlap", [False, True])
-def test_requests_have_the_tokens_that_they_have_without_graphs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, has_overlap: bool
-) -> None:
-    samplings = (
-        SamplingParams(),
-        SamplingParams(do_sample=True, seed=3, repetition_penalty=1.3),
-        SamplingParams(do_sample=True, temperature=2.0, seed=4, wants_logprobs=True),
-    )
-    found = []
-    for has_graphs in (False, True):
-        runner, recorder = load(folder, monkeypatch)
-        if has_graphs:
-            assert runner.record_graphs(recorder, (1, 2, 4), lambda share: None, num_slots=NUM_SLOTS)
-        facts = facts_of(
-            runner,
-            block_size=BLOCK_SIZE,
-            num_blocks=NUM_BLOCKS,
-            num_slots=NUM_SLOTS,
-            max_step_tokens=32,
-            eos_token_ids=(),
-        )
-        num_replays = recorder.num_replays
-        with Shard(facts=facts, runner=runner, token_reader=late_reader() if has_overlap else None) as shard:
-            shard.send(
-                admits=[
-                    admit(slot, [5, 9, 2][: slot + 1], max_new=12 - 2 * slot, sampling=sampling)
-                    for slot, sampling in enumerate(samplings)
-                ]
-            )
-            found.append(shard.run_to_end(0, 1, 2))
-        assert shard.error is None
-        assert (recorder.num_replays > num_replays + 8) == has_graphs
-    assert found[0] == found[1]
 
 
 class FakeCuda:

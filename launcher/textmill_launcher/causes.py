@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textmill_launcher.child_name import ChildName
-from textmill_launcher.exit_codes import DISK_ADVICE, MEMORY_ADVICE, ExitCode, launcher_code, meaning_of, signal_name
+from textmill_launcher.exit_codes import (
+    DISK_ADVICE,
+    FOLDER_ADVICE,
+    MEMORY_ADVICE,
+    ExitCode,
+    launcher_code,
+    meaning_of,
+    signal_name,
+)
 
 HANG_ADVICE = (
     "py-spy dump --pid of a hung rank shows where it waits; on GPUs NCCL_DEBUG=INFO names the link that broke; a step "
@@ -28,6 +36,7 @@ _BY_WORDS = (
     ("address already in use", "another server holds that address: choose another --port"),
     ("Permission denied", "the right to read the model's files, to write the cache, or to use a port below 1024"),
     ("No space left on device", DISK_ADVICE),
+    ("Read-only file system", FOLDER_ADVICE),
     ("device-side assert", KERNEL_ADVICE),
     ("illegal memory access", KERNEL_ADVICE),
     ("illegal instruction was", KERNEL_ADVICE),

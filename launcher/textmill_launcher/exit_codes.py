@@ -14,6 +14,9 @@ MEMORY_ADVICE = (
     "or more shards (--num-shard)"
 )
 DISK_ADVICE = "room on the disk, or another --huggingface-hub-cache, --conversion-cache or --native-cache-dir"
+FOLDER_ADVICE = (
+    "a folder that may be written: --huggingface-hub-cache, --conversion-cache or --native-cache-dir, or HOME"
+)
 
 
 class ExitCode(IntEnum):

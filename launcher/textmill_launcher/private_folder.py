@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from textmill_launcher.errors import SettingsError
+
 PREFIX = "textmill-"
 # The owner holds a lock on this file for as long as the owner lives. The kernel gives the lock back, however the owner
 # ends, and unlike a process id a lock is never taken over by a stranger.
@@ -19,15 +21,37 @@ OWNER_FILE = "owner"
 def private_folder() -> Iterator[Path]:
     """Give out a new folder of mode 0700, after the folders of dead owners are removed.
 
-    Raises OSError where there can be no folder.
+    Raises SettingsError where there can be no folder.
     """
-    remove_orphans(Path(tempfile.gettempdir()))
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
+    parent = temporary_files()
+    remove_orphans(parent)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
+    except OSError as error:
+        raise _no_place(error) from None
     try:
         with _owned(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_files() -> Path:
+    """Return the folder for temporary files, which the shards need too, because torch does not start without one.
+
+    Raises SettingsError.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise _no_place(error) from None
+
+
+def _no_place(error: OSError) -> SettingsError:
+    return SettingsError(
+        f"there is no place for temporary files: {error}; make /tmp a folder that may be written, or name another one "
+        "by the variable TMPDIR"
+    )
 
 
 def remove_orphans(parent: Path) -> None:
@@ -44,14 +68,15 @@ def remove_orphans(parent: Path) -> None:
 @contextlib.contextmanager
 def _owned(folder: Path) -> Iterator[None]:
     """Hold the lock. The file has its name only once the lock is held, so that nobody finds the lock free before."""
-    descriptor = os.open(folder / f"{OWNER_FILE}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: the folder then stays after a SIGKILL
+    with contextlib.ExitStack() as stack:
+        # A full disk, or a file system without locks: the folder then stays after a SIGKILL.
+        with contextlib.suppress(OSError):
+            fresh = folder / f"{OWNER_FILE}.new"
+            descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(folder / f"{OWNER_FILE}.new", folder / OWNER_FILE)
+            os.rename(fresh, folder / OWNER_FILE)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove_if_orphan(folder: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from textmill_launcher.errors import SettingsError
-from textmill_launcher.private_folder import private_folder
+from textmill_launcher.private_folder import private_folder, temporary_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,14 @@ def socket_places(prefix: str | None, num_shards: int) -> Iterator[SocketPlaces]
     """Give the paths of the sockets out, and remove the sockets at the end.
 
     Without a prefix the paths lie in a new private folder. With a prefix, sockets of an earlier run are removed first.
-    Raises SettingsError for a prefix in a folder where others could put a socket of theirs in the place of ours.
+    Raises SettingsError for a prefix in a folder where others could put a socket of theirs in the place of ours, and
+    where no temporary file can be written.
     """
     if prefix is None:
         with private_folder() as folder:
             yield SocketPlaces(f"{folder}/shard")
         return
+    temporary_files()
     _check_folder(Path(prefix).parent)
     places = SocketPlaces(prefix)
     _remove_sockets(places, num_shards)

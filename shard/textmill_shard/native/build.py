@@ -1,10 +1,12 @@
 """Compiles the native kernels once with the system compiler into a private cache, and loads them.
 
-Nothing happens at import. Without a compiler, or when the compiler fails, there is one log line and no library, and the
-callers use plain torch.
+Nothing happens at import. Where the cache cannot be written, the library is compiled into a temporary folder at each
+start, and a log line says so. Without a compiler, or when the compiler fails, there is one log line and no library, and
+the callers use plain torch.
 """
 
 import ctypes
+import errno
 import hashlib
 import logging
 import os
@@ -23,6 +25,8 @@ FLAGS = (
 )
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_TIMEOUT_S = 120.0
+# Why a file cannot be written; compilers tell these errors in words, which are English under LC_ALL=C.
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -36,15 +40,50 @@ def load_library(
         return None
     try:
         built = cache_folder / f"textmill-{_digest(compiler, flags, cpu_info)}.so"
-        if not _is_ours(built):
-            _compile(compiler, flags, built)
-        return ctypes.CDLL(str(built))
+        try:
+            if not _is_ours(built):
+                _compile(compiler, flags, built)
+            return ctypes.CDLL(str(built))
+        except (OSError, subprocess.CalledProcessError) as error:
+            if not _is_for_lack_of_a_place(error):
+                raise
+            return _load_from_temporary_folder(compiler, flags, built, error)
     except subprocess.CalledProcessError as error:
-        message = error.stderr.decode(errors="replace").strip().splitlines()[:3]
-        log.warning("native kernels did not compile and are off", extra={"compiler": compiler, "error": message})
+        log.warning("native kernels did not compile and are off", extra={"compiler": compiler, "error": _reason(error)})
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("native kernels cannot be built and are off", extra={"compiler": compiler, "error": str(error)})
     return None
+
+
+def _load_from_temporary_folder(
+    compiler: str, flags: tuple[str, ...], built: Path, error: OSError | subprocess.CalledProcessError
+) -> ctypes.CDLL:
+    """Return the library from a folder that goes at once; the library stays mapped into this process.
+
+    `error` says why the cache cannot be used. Raises as `_compile`, and what the loader raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="textmill-native-") as folder:
+        fresh = Path(folder) / "native" / built.name
+        _compile(compiler, flags, fresh)
+        library = ctypes.CDLL(str(fresh))
+    log.warning(
+        "native kernels were compiled for this process alone, because no cache can be used: give --native-cache-dir",
+        extra={"folder": str(built.parent), "error": _reason(error)},
+    )
+    return library
+
+
+def _is_for_lack_of_a_place(error: OSError | subprocess.CalledProcessError) -> bool:
+    """Whether the cache's folder is to blame, and neither the compiler nor the source."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return any(os.strerror(number) in _reason(error) for number in _NO_PLACE)
+    return True
+
+
+def _reason(error: OSError | subprocess.CalledProcessError) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        return "; ".join(error.stderr.decode(errors="replace").strip().splitlines()[:3])
+    return str(error)
 
 
 def _digest(compiler: str, flags: tuple[str, ...], cpu_info: Path) -> str:
@@ -88,6 +127,7 @@ def _compile(compiler: str, flags: tuple[str, ...], built: Path) -> None:
             capture_output=True,
             check=True,
             timeout=COMPILE_TIMEOUT_S,
+            env={**os.environ, "LC_ALL": "C"},
         )
         fresh.chmod(0o700)
         fresh.replace(built)

@@ -41,6 +41,7 @@ def test_message_names_rank_cause_phase_last_lines_and_a_remedy() -> None:
         ("OSError: [Errno 98] Address already in use", "--port"),
         ("RuntimeError: DefaultCPUAllocator: can't allocate memory", "--kv-cache-bytes"),
         ("OSError: No space left on device", "--conversion-cache"),
+        ("converting a.gguf failed: [Errno 30] Read-only file system: '/home/a/.cache'", "--conversion-cache"),
         # What CUDA and NCCL say, with the class of torch's exception.
         ("AcceleratorError: CUDA error: device-side assert triggered", "CUDA_LAUNCH_BLOCKING=1"),
         ("RuntimeError: Triton Error [CUDA]: an illegal memory access was encountered", "--no-graphs"),

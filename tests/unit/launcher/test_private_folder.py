@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from textmill_launcher.errors import SettingsError
 from textmill_launcher.private_folder import OWNER_FILE, private_folder, remove_orphans
 
 OWNER = """
@@ -60,6 +61,12 @@ def test_folder_of_a_killed_owner_goes_with_the_next_start() -> None:
         with private_folder() as own:
             assert not folder.exists()
             assert own.exists()
+
+
+def test_no_place_for_a_folder_is_told_with_the_way_out(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(parent / "none"))
+    with pytest.raises(SettingsError, match=r"no place for temporary files: .*No such file.* TMPDIR"):
+        private_folder().__enter__()
 
 
 def test_folder_without_the_owners_file_may_be_about_to_get_one(parent: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,15 @@ def test_folder_of_a_prefix_is_not_one_where_others_replace_files(tmp_path: Path
     else:
         with pytest.raises(SettingsError, match="mode 0700"), socket_places(str(folder / "s"), num_shards=1):
             pass
+
+
+def test_temporary_files_need_a_place_with_a_prefix_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    with pytest.raises(SettingsError, match="No usable temporary"), socket_places(str(tmp_path / "s"), num_shards=1):
+        pass
 
 
 def test_folder_of_a_prefix_must_exist(tmp_path: Path) -> None:

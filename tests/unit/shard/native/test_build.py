@@ -1,7 +1,10 @@
 """The native kernels are compiled into a cache, fail without an exception, and run on lesser processors."""
 
 import logging
+import os
+import shutil
 import stat
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,10 +52,53 @@ def test_missing_compiler_gives_none_and_one_line(
     assert [record.message for record in caplog.records] == ["no C compiler found: native kernels are off"]
 
 
-def test_folder_that_cannot_be_made_gives_none_and_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+QUICK = ("-O0", *FLAGS[1:])  # quick to compile
+
+
+def test_cache_that_cannot_be_made_costs_one_line_and_leaves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with caplog.at_level(logging.WARNING):
-        assert load_library(tmp_path / "file" / "cache") is None
+        library = load_library(tmp_path / "file" / "cache", flags=QUICK)
+    assert library is not None
+    assert library.textmill_features is not None
+    [record] = caplog.records
+    assert record.message.startswith("native kernels were compiled for this process alone")
+    assert "Not a directory" in record.error  # type: ignore[attr-defined]
+    assert list(temporary.iterdir()) == []
+
+
+def test_compiler_that_has_no_room_in_the_cache_gets_a_temporary_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = tmp_path / "bin" / "cc"
+    compiler.parent.mkdir()
+    full = tmp_path / "full"
+    words = "/usr/bin/ld: final link failed: No space left on device"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *"-o {full}/"*) echo "{words}" >&2; exit 1;; esac\nexec {real} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{compiler.parent}:{os.environ['PATH']}")
+    with caplog.at_level(logging.WARNING):
+        assert load_library(full, flags=QUICK) is not None
+    [record] = caplog.records
+    assert record.error == words  # type: ignore[attr-defined]
+    assert list(full.iterdir()) == []
+
+
+def test_no_place_at_all_gives_none_and_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with caplog.at_level(logging.WARNING):
+        assert load_library(tmp_path / "file" / "cache", flags=QUICK) is None
     assert [record.message for record in caplog.records] == ["native kernels cannot be built and are off"]
 
 

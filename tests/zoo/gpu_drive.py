@@ -59,3 +59,10 @@ def adapter_of(runner: ModelRunner, *, rank: int) -> AdapterWeights:
         for path, part in runner.targets.linears.items()
     }
     return AdapterWeights(digest=bytes([rank]) * 16, modules=modules, max_rank=rank)
+
+
+class TwinRoom:
+    """Where a rank meets itself."""
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack([tensor, tensor])

@@ -42,7 +42,7 @@ from tests.zoo.drive import (
     zoo_facts,
 )
 from tests.zoo.entry import ZooEntry
-from tests.zoo.gpu_drive import load_on
+from tests.zoo.gpu_drive import TwinRoom, load_on
 from tests.zoo.table import FLAT, STATE
 
 # Some models with experts.
@@ -65,13 +65,6 @@ SAMPLED = ("llama", "gpt2", "mamba")
 
 def no_fault(*_: Any) -> str:
     return ""
-
-
-class TwinRoom:
-    """Where a rank meets itself."""
-
-    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.stack([tensor, tensor])
 
 
 def draft_of_part(sampler: Sampler, logits_NV: torch.Tensor, rows: StepRows) -> Draft:

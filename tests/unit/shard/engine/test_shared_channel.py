@@ -1,13 +1,19 @@
 """What rank 0 says through shared memory reaches each follower in order: entries, ids and tensors."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
-from textmill_shard.engine.rank_channel import RankChannel, RankEntry
-from textmill_shard.engine.shared_channel import SharedChannel
+import torch.distributed as dist
+from textmill_shard.engine.rank_channel import GlooChannel, RankChannel, RankEntry
+from textmill_shard.engine.shared_channel import MessageRoom, SharedChannel
 from textmill_shard.native.ranks import RankLost, RankRoom
 from textmill_shard.slots.plan import NO_IDS
 
+from tests.fakes.fake_gpu import FakeGpu
 from tests.fakes.rooms import by_each, rooms
 
 PLAN = bytes(range(256)) * 60  # longer than a bank
@@ -54,3 +60,30 @@ def test_a_follower_whose_rank_0_has_gone_does_not_wait_for_ever() -> None:
         made[0].close()
         with pytest.raises(RankLost, match="rank 0 of 2 has ended"):
             SharedChannel(made[1]).receive()
+
+
+def make_gloo(monkeypatch: pytest.MonkeyPatch) -> RankChannel:
+    monkeypatch.setattr(dist, "new_group", lambda **how: how["backend"])
+    return GlooChannel()
+
+
+def make_shared(monkeypatch: pytest.MonkeyPatch) -> RankChannel:
+    return SharedChannel(cast(MessageRoom, SimpleNamespace(rank=0)))
+
+
+@pytest.mark.parametrize("make", [make_gloo, make_shared])
+def test_the_ids_of_a_gpu_go_from_device_to_device(
+    make: Callable[[pytest.MonkeyPatch], RankChannel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group of the model is that of NCCL. A group of gloo would bring the ids to the host first."""
+    sent: list[tuple[str, int, object]] = []
+
+    def broadcast(tensor: torch.Tensor, *, src: int, group: object = None) -> None:
+        sent.append((tensor.device.type, src, group))
+
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    channel = make(monkeypatch)
+    with FakeGpu() as gpu:
+        channel.share_tensor(torch.zeros(3, dtype=torch.int64, device="cuda"))
+    assert sent == [("cuda", 0, None)]
+    assert (gpu.counts["copy to the host"], gpu.num_waits) == (0, 0)

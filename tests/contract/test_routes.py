@@ -226,3 +226,20 @@ def test_browser_may_call_from_listed_origins_only(locked: httpx.Client) -> None
 def test_options_tells_the_methods(client: httpx.Client) -> None:
     answer = client.options("/")
     assert (answer.status_code, answer.headers["allow"]) == (200, "GET, HEAD, POST, OPTIONS")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/v1/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1/responses", "did you mean /v1/chat/completions?"),
+        ("/generate/", "did you mean /generate?"),
+        ("/nothing", "GET /docs lists the routes"),
+    ],
+)
+def test_unknown_path_is_told_the_route_that_is_meant(client: httpx.Client, path: str, meant: str) -> None:
+    answer = client.post(path, json={})
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    message = error["message"] if path.startswith("/v1") else error
+    assert message == f"there is no route {path!r}: {meant}"

@@ -1,11 +1,12 @@
 """The table of the routes as one ASGI application."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from textmill_router.api.near_routes import MAX_PATH_CHARACTERS, near_route
 from textmill_router.api.route_table import aliases_of, rows_of, vertex_route
 from textmill_router.api.status import HealthRoute
 from textmill_router.api.tasks.route import TaskRoute
@@ -44,7 +45,9 @@ def build_app(service: Service) -> FrontDoor:
     app: ASGIApp = Router(
         [Route(path, _Methods(path, endpoints)) for path, endpoints in routes.items()],
         redirect_slashes=False,
-        default=_not_found,
+        default=_NotFound(
+            sorted({row.operation.path for row in rows if row.operation.is_shown and "{" not in row.operation.path})
+        ),
     )
     if service.access.keys is not None:
         open_paths = {row.operation.path for row in rows if not row.needs_key}
@@ -88,5 +91,14 @@ class _Methods:
             await send_error(scope, send, MethodNotAllowed(message, allowed=self._allowed))
 
 
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    await send_error(scope, send, RouteNotFound(f"there is no route {scope['path'][:200]!r}"))
+class _NotFound:
+    """The answer at all other paths, which names the nearest of the `known` routes."""
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        near = near_route(path, self._known)
+        meant = "GET /docs lists the routes" if near is None else f"did you mean {near}?"
+        await send_error(scope, send, RouteNotFound(f"there is no route {path[:MAX_PATH_CHARACTERS]!r}: {meant}"))

@@ -14,7 +14,7 @@ from textmill_shard.model.score_changes import IdLists, RepetitionChange, ScoreC
 
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
-from bench.gpu.steps import BLOCK_SIZE, Sizes, batch_of, fill_pool, graph_step, sizes_of
+from bench.gpu.steps import BLOCK_SIZE, Sizes, batch_of, fill_pool, sizes_of, step_times
 from bench.gpu_paper import ADAPTER_RANK, BYTES_PER_S, CANDIDATES, SCORE_BYTES
 
 KV_TYPE = "fp8_e4m3fn"
@@ -28,21 +28,14 @@ def time_extras(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
     batch = batch_of(setting, sizes, [(sizes.context - 1, 1)] * num_rows)
     fill_pool(runner, num_rows * -(-sizes.context // BLOCK_SIZE) + 1)
     name = f"decode of {num_rows} rows, {sizes.context} context"
-    yield Row(name, _times(setting, runner, batch))
+    yield Row(name, step_times(setting, runner, sizes, batch))
     yield _with_adapters(setting, runner, sizes, batch, name)
     use_kv_type(KV_TYPE, runner, trial_tokens=16 if setting.is_dry else TRIAL_TOKENS)
     fill_pool(runner, num_rows * -(-sizes.context // BLOCK_SIZE) + 1)
-    yield Row(f"{name}, keys and values in {KV_TYPE}", _times(setting, runner, batch))
+    yield Row(f"{name}, keys and values in {KV_TYPE}", step_times(setting, runner, sizes, batch))
     runner.use_kv_type(runner.dtype, None)
     yield _first_pass(setting, sizes, num_rows)
     yield _candidates(setting, sizes, num_rows)
-
-
-def _times(setting: Setting, runner: ModelRunner, batch: ForwardBatch) -> dict[str, float | str]:
-    return {
-        "ms": setting.time_ms(lambda: runner.forward(batch)),
-        "host ms": setting.launch_ms(lambda: runner.forward(batch)),
-    }
 
 
 def _with_adapters(setting: Setting, runner: ModelRunner, sizes: Sizes, batch: ForwardBatch, name: str) -> Row:
@@ -62,13 +55,7 @@ def _with_adapters(setting: Setting, runner: ModelRunner, sizes: Sizes, batch: F
     of_rows = tuple(places[row % 2] for row in range(len(batch.context_lens_R)))
     adapters_R = torch.tensor(of_rows, dtype=torch.int32, device=setting.device)
     adapted = replace(batch, adapters_R=adapters_R, adapters_on_host=of_rows)
-    numbers = _times(setting, runner, adapted)
-    num_rows = len(of_rows)
-    recorder = setting.graph_recorder()
-    runner.record_graphs(recorder, (num_rows,), lambda share: None, num_slots=num_rows, adapter_rank=ADAPTER_RANK)
-    replay = graph_step(setting, runner, sizes, num_rows, of_rows)
-    if replay is not None:
-        numbers |= {"graph ms": setting.time_ms(replay), "graph host ms": setting.launch_ms(replay)}
+    numbers = step_times(setting, runner, sizes, adapted, adapter_rank=ADAPTER_RANK)
     for place in places:
         runner.adapters.remove(place)
     return Row(f"{name}, adapters of rank {ADAPTER_RANK}", {**numbers, "layers": len(runner.targets.linears)})

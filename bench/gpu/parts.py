@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from textmill_shard.model.runner import ModelRunner
 
-from bench.gpu import extras, kernel_checks, loop_checks, plan, rates, server_check, steps, streams
+from bench.gpu import extras, kernel_checks, loop_checks, plan, rates, server_check, start_check, steps, streams
 from bench.gpu.messages import CannotRun, Job
 from bench.gpu.report import Row
 from bench.gpu.setting import make_setting
@@ -47,6 +47,7 @@ class Bench:
             plan.EQUALITIES: lambda: steps.check_equalities(setting, self._made_runner()),
             plan.STEPS: lambda: steps.time_steps(setting, self._made_runner()),
             plan.STREAMS: lambda: streams.time_streams(setting, self._made_runner()),
+            plan.START: lambda: start_check.check_start(setting, self._made_runner()),
             plan.TRACE: lambda: streams.trace_steps(setting, self._made_runner(), Path(job.trace_file)),
             plan.EXTRAS: lambda: extras.time_extras(setting, self._made_runner()),
         }

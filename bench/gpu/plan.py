@@ -14,6 +14,7 @@ EQUALITIES = "Equal logits of a llama of random weights"
 STEPS = "Steps of a llama of random weights"
 STREAMS = "Streams"
 TRANSFORMERS = "Continuous batching of transformers"
+START = "What a start measures"
 TRACE = "Trace"
 EXTRAS = "What requests and flags add to a step"
 
@@ -66,6 +67,6 @@ def plan_run(*, is_dry: bool, num_cores: int) -> Plan:
     kernels = part(KERNELS, 150, 40)
     checks = [Lane((kernels,), number, num_kernel_lanes) for number in range(num_kernel_lanes)]
     checks += [Lane((part(LOOP, 120),)), Lane((part(SERVER, 150),))]
-    times = [part(MACHINE, 40), part(EQUALITIES, 90), part(STEPS, 120), part(STREAMS, 100), part(TRACE, 60)]
-    times += [part(TRANSFORMERS, 120), part(EXTRAS, 60)]
+    times = [part(MACHINE, 40), part(EQUALITIES, 90), part(STEPS, 120), part(STREAMS, 100), part(START, 60)]
+    times += [part(TRACE, 60), part(TRANSFORMERS, 120), part(EXTRAS, 60)]
     return Plan((tuple(checks), (Lane(tuple(times)),)), width)

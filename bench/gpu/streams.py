@@ -28,12 +28,12 @@ class Load:
     requests: tuple[Request, ...]
     num_blocks: int
 
-    def loop(self, runner: ModelRunner, *, has_overlap: bool) -> StepLoop:
+    def loop(self, runner: ModelRunner, *, has_overlap: bool, max_step_tokens: int = STEP_TOKENS) -> StepLoop:
         return StepLoop(
             runner,
             num_slots=len(self.requests),
             num_blocks=self.num_blocks,
-            max_step_tokens=STEP_TOKENS,
+            max_step_tokens=max_step_tokens,
             has_overlap=has_overlap,
         )
 
@@ -44,7 +44,7 @@ class Load:
         ]
 
 
-def _load_of(setting: Setting) -> Load:
+def load_of(setting: Setting) -> Load:
     vocabulary = sizes_of(setting).shape.vocabulary
     num_streams, prompt, max_new = (2, 5, 3) if setting.is_dry else (64, 896, 128)
     random = torch.Generator().manual_seed(4)
@@ -56,7 +56,7 @@ def _load_of(setting: Setting) -> Load:
 
 def time_streams(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
     """Yield tokens per second without and with overlap and with graphs, and note the best rate in the setting."""
-    load = _load_of(setting)
+    load = load_of(setting)
     num_streams, prompt_tokens = len(load.requests), len(load.requests[0].prompt)
     fill_pool(runner, load.num_blocks)
     for name, has_graphs, has_overlap in (
@@ -77,11 +77,11 @@ def time_streams(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
 
 def time_transformers(setting: Setting) -> Iterator[Row]:
     """Yield the tokens per second of transformers for the requests of `time_streams`, beside the best rate there."""
-    name = f"{len(_load_of(setting).requests)} streams"
+    name = f"{len(load_of(setting).requests)} streams"
     if setting.is_dry and importlib.util.find_spec("psutil") is None:
         yield Row(name, {"not run": "because on a CPU transformers needs psutil"})
         return
-    rate = _transformers_rate(setting, _load_of(setting).requests)
+    rate = _transformers_rate(setting, load_of(setting).requests)
     best = setting.rates.get("streams")
     yield Row(
         name,
@@ -97,7 +97,7 @@ def time_transformers(setting: Setting) -> Iterator[Row]:
 
 def trace_steps(setting: Setting, runner: ModelRunner, file: Path) -> Iterator[Row]:
     """Write a trace of some steps with overlap and graphs."""
-    load = _load_of(setting)
+    load = load_of(setting)
     short = load.shortened(BLOCK_SIZE, TRACED_TOKENS)
     fill_pool(runner, load.num_blocks)
     runner.record_graphs(setting.graph_recorder(), (len(short),), lambda share: None, num_slots=len(short))

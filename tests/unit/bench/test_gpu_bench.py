@@ -33,6 +33,7 @@ PARTS = [
     "Equal logits of a llama of random weights",
     "Steps of a llama of random weights",
     "Streams",
+    "What a start measures",
     "Trace",
     "Continuous batching of transformers",
     "What requests and flags add to a step",

@@ -53,7 +53,10 @@ def _message(message: ChatMessage, path: str) -> Message:
     calls = message.tool_calls
     if message.function_call is not None:  # the deprecated form of one call
         calls = [*(calls or ()), CalledTool(message.function_call)]
-    content = _content(message.content, f"{path}.content")
+    said = message.content
+    if not said and message.refusal and message.role not in _SPEAKERS:
+        said = message.refusal
+    content = _content(said, f"{path}.content")
     if content is None and message.role in _SPEAKERS:
         raise ValidationFailed(
             f"`{path}.content` is missing: a message of the role `{message.role}` needs text", field=f"{path}.content"

@@ -59,6 +59,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
     role: str
     content: str | list[str | ContentPart] | None = None
+    refusal: str | None = None  # what the assistant said instead of a content
     name: str | None = None
     tool_calls: list[CalledTool] | None = None
     function_call: CalledFunction | None = None

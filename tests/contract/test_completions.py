@@ -119,6 +119,8 @@ def test_echo_puts_the_prompt_first_and_alone_without_tokens(client: httpx.Clien
     answer = complete(client, "hé", echo=True, max_tokens=0)
     assert answer["choices"] == [{"index": 0, "text": "hé", "logprobs": None, "finish_reason": "length"}]
     assert answer["usage"]["completion_tokens"] == 0
+    body = {"prompt": "hé", "max_tokens": 0, "echo": True}
+    assert client.post("/v1/completions", json=body).headers["x-generated-tokens"] == "0"
     assert complete(client, [104, 0xC3, 0xA9, 257], echo=True)["choices"][0]["text"] == "hé<|end|>ab"
 
 

@@ -221,9 +221,10 @@ class _Work:
             choices = self._choices(prompts, results)
         else:
             choices = await asyncio.to_thread(self._choices, prompts, results)
-        usage = usage_of(self._counted(results), len(prompts))
+        counted = self._counted(results)
+        usage = usage_of(counted, len(prompts))
         self._record.note_success(results)
-        headers = self._record.whole_headers(results, usage.prompt_tokens)
+        headers = self._record.whole_headers(counted, usage.prompt_tokens)
         answer = completion(self._envelope, choices, usage, self._timings(results))
         await send_reply(scope, send, 200, answer, headers=headers)
 

@@ -131,6 +131,7 @@ FIELD_DESCRIPTIONS = {
     "ChatMessage.name": "Name of the author, for templates that show it.",
     "ChatMessage.reasoning": "Another name of `reasoning_content`.",
     "ChatMessage.reasoning_content": "What an assistant thought before it answered.",
+    "ChatMessage.refusal": "What an assistant said instead of a `content`.",
     "ChatMessage.role": "`system`, `user`, `assistant`, `tool`, or a role that the template knows.",
     "ChatMessage.tool_call_id": "Id of the call that a tool's message answers.",
     "ChatMessage.tool_calls": "The tools that an assistant called.",

@@ -103,10 +103,10 @@ def _rope_positions(
     if all(row.rope_positions_3n is None for row in rows):
         return None
     parts = [
-        position_n.expand(3, -1) if row.rope_positions_3n is None else row.rope_positions_3n
+        (position_n.expand(3, -1) if row.rope_positions_3n is None else row.rope_positions_3n).to(device)
         for row, position_n in zip(rows, positions, strict=True)
     ]
-    return torch.cat([*parts, torch.zeros(3, num_padding, dtype=torch.int64)], dim=1).to(device)
+    return torch.cat([*parts, torch.zeros(3, num_padding, dtype=torch.int64, device=device)], dim=1)
 
 
 def _span_ends(
@@ -116,10 +116,10 @@ def _span_ends(
     if all(row.span_ends_n is None for row in rows):
         return None
     parts = [
-        torch.zeros(length, dtype=torch.int32) if row.span_ends_n is None else row.span_ends_n
+        torch.zeros(length, dtype=torch.int32, device=device) if row.span_ends_n is None else row.span_ends_n.to(device)
         for row, length in zip(rows, lens, strict=True)
     ]
-    return torch.cat([*parts, torch.zeros(num_padding, dtype=torch.int32)]).to(device)
+    return torch.cat([*parts, torch.zeros(num_padding, dtype=torch.int32, device=device)])
 
 
 def _given(values: Sequence[_Value | None]) -> list[_Value] | None:

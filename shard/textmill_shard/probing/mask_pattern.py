@@ -54,45 +54,48 @@ def num_asked(max_tokens: int) -> int:
     return min(max_tokens or MAX_PROBED_TOKENS, MAX_PROBED_TOKENS)
 
 
-def find_mask_pattern(predicate: MaskPredicate, *, max_tokens: int) -> MaskPattern:
-    """Find the pattern by asking the predicate at queries spread over `max_tokens`. Raises UnknownMaskError."""
+def find_mask_pattern(predicate: MaskPredicate, *, max_tokens: int, device: torch.device | None = None) -> MaskPattern:
+    """Find the pattern by asking the predicate at queries spread over `max_tokens`. Raises UnknownMaskError.
+
+    `device` is that of the model, because predicates calculate with tensors of the model; None is the CPU.
+    """
     num_tokens = num_asked(max_tokens)
     # Neighbours at the far end show a window, whose border moves from query to query, or a chunk, whose border stands.
     spread = {num_tokens * part // 16 for part in range(1, 16)}
     queries = sorted({0, 1, 2, 3, *spread, *range(max(0, num_tokens - 8), num_tokens)} & set(range(num_tokens)))
-    first_seen = {query: _first_seen(predicate, query, num_tokens) for query in queries}
+    first_seen = {query: _first_seen(predicate, query, num_tokens, device) for query in queries}
 
     candidates = [MaskPattern()]
     last = queries[-1]
     candidates.append(MaskPattern(window_tokens=last - first_seen[last] + 1))
     borders = gcd(*first_seen.values())
     if borders > 1:
-        candidates.append(MaskPattern(chunk_tokens=_chunk_of(predicate, borders, num_tokens)))
+        candidates.append(MaskPattern(chunk_tokens=_chunk_of(predicate, borders, num_tokens, device)))
     for pattern in candidates:
         if all(pattern.first_seen(query) == first for query, first in first_seen.items()):
             return pattern
     raise UnknownMaskError(f"a mask that is neither causal, window nor chunk (first keys seen: {first_seen})")
 
 
-def _first_seen(predicate: MaskPredicate, query: int, num_tokens: int) -> int:
+def _first_seen(predicate: MaskPredicate, query: int, num_tokens: int, device: torch.device | None) -> int:
     """Return the first key that a query sees.
 
     Raises UnknownMaskError unless the query sees all keys from the first one to its own, and no key behind its own.
     """
-    zero = torch.zeros(1, dtype=torch.int64)
-    keys = torch.arange(min(query + 64, num_tokens))
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    keys = torch.arange(min(query + 64, num_tokens), device=device)
     seen = predicate(zero, zero, torch.full_like(keys, query), keys).expand(keys.shape).nonzero().flatten()
     if seen.numel() == 0 or int(seen[-1]) != query or int(seen[-1] - seen[0]) + 1 != seen.numel():
         raise UnknownMaskError(f"token {query} sees {seen.numel()} tokens that are not one run up to itself")
     return int(seen[0])
 
 
-def _chunk_of(predicate: MaskPredicate, borders: int, num_tokens: int) -> int:
+def _chunk_of(predicate: MaskPredicate, borders: int, num_tokens: int, device: torch.device | None) -> int:
     """Return the chunk: the smallest query whose first key is not 0, if that number divides all borders."""
     low, high = 0, num_tokens - 1
     while low < high:
         middle = (low + high) // 2
-        if _first_seen(predicate, middle, num_tokens) > 0:
+        if _first_seen(predicate, middle, num_tokens, device) > 0:
             high = middle
         else:
             low = middle + 1

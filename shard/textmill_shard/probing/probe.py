@@ -200,10 +200,10 @@ class _Recorder:
         layers, self._layers = tuple(self._layers), []
         return layers
 
-    def _pattern_of(self, predicate: MaskPredicate) -> MaskPattern:
+    def _pattern_of(self, predicate: MaskPredicate, device: torch.device) -> MaskPattern:
         """Return the pattern of a predicate. Layers share their masks, so each predicate is examined once."""
         if predicate not in self._patterns:
-            self._patterns[predicate] = find_mask_pattern(predicate, max_tokens=self._max_tokens)
+            self._patterns[predicate] = find_mask_pattern(predicate, max_tokens=self._max_tokens, device=device)
         return self._patterns[predicate]
 
     def _attend(
@@ -229,7 +229,7 @@ class _Recorder:
             self.masks.append(attention_mask[0, 0])
             pattern = MaskPattern()
         else:
-            pattern = self._pattern_of(predicate)
+            pattern = self._pattern_of(predicate, query.device)
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         self._layers.append(
             LayerFinding(

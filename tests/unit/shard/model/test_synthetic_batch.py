@@ -4,6 +4,8 @@ import pytest
 import torch
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
+from tests.fakes.valued_gpu import valued_gpu
+
 
 def test_rows_lie_end_to_end_and_padding_in_the_scratch_block() -> None:
     chunk = SyntheticRow(ids_n=torch.tensor([5, 6, 7]), blocks=[4, 2], start=3, num_logits=2)
@@ -39,6 +41,24 @@ def test_dtypes_are_those_that_the_native_kernels_read() -> None:
     of_32_bits = (batch.query_starts, batch.context_lens_R, batch.block_tables_RB)
     assert {tensor.dtype for tensor in of_32_bits} == {torch.int32}
     assert batch.logit_rows_N.shape == (0,)
+
+
+def test_rotary_positions_and_spans_may_lie_on_the_gpu_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with valued_gpu(monkeypatch):
+        device = torch.device("cuda")
+        image = SyntheticRow(
+            ids_n=torch.tensor([5, 6], device=device),
+            blocks=[0],
+            rope_positions_3n=torch.tensor([[0, 1], [0, 2], [0, 3]], device=device),
+            span_ends_n=torch.tensor([2, 2], dtype=torch.int32, device=device),
+        )
+        text = SyntheticRow(ids_n=torch.tensor([7], device=device), blocks=[1], start=2)
+        batch = synthetic_batch([image, text], block_size=4, num_padding=1, device=device)
+        assert batch.rope_positions_3T is not None
+        assert batch.span_ends_T is not None
+        assert batch.rope_positions_3T.device == batch.span_ends_T.device == batch.input_ids_T.device
+        assert batch.rope_positions_3T.tolist() == [[0, 1, 2, 0], [0, 2, 2, 0], [0, 3, 2, 0]]
+        assert batch.span_ends_T.tolist() == [2, 2, 0, 0]
 
 
 def test_a_field_of_some_rows_only_is_a_mistake() -> None:

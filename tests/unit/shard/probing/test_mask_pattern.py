@@ -12,6 +12,8 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from tests.fakes.valued_gpu import valued_gpu
+
 
 def test_causal() -> None:
     assert find_mask_pattern(causal_mask_function, max_tokens=512) == MaskPattern()
@@ -27,6 +29,16 @@ def test_window(window: int) -> None:
 def test_chunk(chunk: int) -> None:
     predicate = chunked_causal_mask_function(chunk, torch.zeros(1, dtype=torch.int64))
     assert find_mask_pattern(predicate, max_tokens=512) == MaskPattern(chunk_tokens=chunk)
+
+
+def test_a_chunk_of_a_model_on_a_gpu_is_found_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' predicate subtracts the padding of the text, a tensor of the model, from the indices."""
+    with valued_gpu(monkeypatch):
+        predicate = chunked_causal_mask_function(12, torch.zeros(1, dtype=torch.int64, device="cuda"))
+        found = find_mask_pattern(predicate, max_tokens=64, device=torch.device("cuda"))
+        assert found == MaskPattern(chunk_tokens=12)
+        with pytest.raises(RuntimeError, match="same device"):
+            find_mask_pattern(predicate, max_tokens=64)
 
 
 @pytest.mark.parametrize("predicate", [sliding_window_causal_mask_function(600), causal_mask_function])

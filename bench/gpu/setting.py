@@ -106,6 +106,9 @@ class Setting:
 class _RunAgain:
     """Stands in for a recorder on a CPU: a replay runs the step again, and writes to the same output."""
 
+    def rehearse(self, run: Callable[[], object]) -> None:
+        run()
+
     def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
         output = run()
 

@@ -18,6 +18,7 @@ from textmill_shard.distributed.gpu_links import link_warnings
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.engine.adapter_desk import AdapterDesk
 from textmill_shard.engine.adapter_reader import AdapterReader, GlooGroup, RankGroup, SoloGroup
+from textmill_shard.engine.draw_trial import DrawTrial
 from textmill_shard.engine.engine import Engine
 from textmill_shard.engine.follower import Follower
 from textmill_shard.engine.media_desk import MediaDesk
@@ -41,8 +42,10 @@ from textmill_shard.loader.model_loader import load_model
 from textmill_shard.loop_thread import LoopThread
 from textmill_shard.model.adapter import PreparedAdapter
 from textmill_shard.model.decode_graphs import CudaGraphRecorder, default_buckets
+from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
 from textmill_shard.model.media import MediaFacts
-from textmill_shard.model.memory import KvMemoryOptions
+from textmill_shard.model.memory import DrawTrials, KvMemoryOptions
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.model.step_size import plan_fitting_step
 from textmill_shard.row_start import start_rows
@@ -288,6 +291,7 @@ def _load(
         ),
         # More bytes for keys and values are not to be had from a smaller step.
         is_fixed=settings.max_step_tokens is not None or settings.kv_cache_bytes is not None,
+        draws=_draw_trials(settings, runner) if runner.device.type == "cuda" else None,
     )
     max_step_tokens = options_kept.max_step_tokens
     status.progress.measure_warm_up(memory.step_s)
@@ -343,6 +347,22 @@ def _load(
         kv_dtype=runner.kv_type,
     )
     return runner, shard_facts, memory.encode_s_per_element
+
+
+def _draw_trials(settings: ServeSettings, runner: ModelRunner) -> DrawTrials:
+    """Return what samples rows as the step loop will do."""
+
+    def make() -> Callable[[ForwardOutput], None]:
+        return DrawTrial(
+            num_slots=settings.num_slots,
+            vocab_size=runner.facts.vocab_size,
+            longest_text=runner.facts.max_model_tokens or UNBOUNDED_TOKENS,
+            device=runner.device,
+            scanner=_scanner(runner),
+            vocabulary=runner.vocabulary,
+        ).sample
+
+    return make
 
 
 def _graph_buckets(settings: ServeSettings, runner: ModelRunner, max_rows: int) -> tuple[int, ...]:

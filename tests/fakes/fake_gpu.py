@@ -303,6 +303,9 @@ class ShapeGraphs:
         self._counts = gpu.counts
         self.launches: list[Counter[str]] = []
 
+    def rehearse(self, run: Callable[[], object]) -> None:
+        run()
+
     def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
         run()  # as before a recording of CUDA
         before = Counter(self._counts)

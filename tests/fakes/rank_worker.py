@@ -22,6 +22,7 @@ import torch.distributed as dist
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
+from textmill_shard.engine.draw_trial import DrawTrial
 from textmill_shard.engine.follower import Follower
 from textmill_shard.engine.media_desk import MediaDesk
 from textmill_shard.engine.media_rope import rope_rule
@@ -35,9 +36,10 @@ from textmill_shard.layers.swapped_layers import FusedLinear, PackedLinear
 from textmill_shard.layouts.native_decoder import NativeDecoder
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
-from textmill_shard.model.forward_batch import MediaStep
+from textmill_shard.model.forward_batch import ForwardOutput, MediaStep
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model.runner import ModelRunner
+from textmill_shard.model.step_size import plan_fitting_step
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.server.wire import plan_from_bytes, plan_from_wire
@@ -69,6 +71,15 @@ class RankSight:
     exchanges: Counter[str]  # between the ranks, in a decode step
     num_shared_exchanges: int = 0  # through shared memory, in a decode step
     is_native: bool = False  # whether steps are native calls
+
+
+@dataclass(slots=True)
+class NarrowSight:
+    """How one rank has planned its memory."""
+
+    max_step_tokens: int
+    num_blocks: int
+    steps: list[int]  # tokens of each step that was tried
 
 
 @dataclass(slots=True)
@@ -241,6 +252,43 @@ def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False, kv_
     )
 
 
+NARROW = ", narrow"  # stands behind the name of a model for whose largest step the last rank has no memory
+NARROW_MODELS = ("llama", "tied-small-table")  # whose ranks share a vocabulary, and whose ranks have it whole
+NARROW_STEP_TOKENS = 512
+MOST_NARROW_TOKENS = 200
+
+
+def plan_narrow(folder: Path, parallel: TensorParallel) -> NarrowSight:
+    """Plan the memory where the last rank runs out of memory within steps of more than `MOST_NARROW_TOKENS` tokens."""
+    options = LoadOptions(model_dir=folder, dtype="float32", block_size=4, num_slots=4)
+    runner = load_model(options, lambda phase, share: None, parallel)
+    steps: list[int] = []
+    *_, last = (module for module in runner.modules() if "Norm" in type(module).__name__)
+    norm = last.forward
+
+    def forward(x: torch.Tensor, *args: Any) -> Any:
+        steps.append(x.shape[-2])
+        if parallel.rank == parallel.world_size - 1 and x.shape[-2] > MOST_NARROW_TOKENS:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return norm(x, *args)
+
+    last.forward = forward
+
+    def draws() -> Callable[[ForwardOutput], None]:
+        return DrawTrial(
+            num_slots=4,
+            vocab_size=runner.facts.vocab_size,
+            longest_text=40,
+            device=runner.device,
+            scanner=None,
+            vocabulary=runner.vocabulary,
+        ).sample
+
+    limits = KvMemoryOptions(max_step_tokens=NARROW_STEP_TOKENS, num_slots=4, memory_fraction=0.01)
+    plan, kept = plan_fitting_step(runner, limits, is_fixed=False, draws=draws)
+    return NarrowSight(kept.max_step_tokens, plan.num_blocks, steps)
+
+
 @contextmanager
 def _counted() -> Iterator[Counter[str]]:
     """Count the calls by which ranks exchange tensors."""
@@ -408,7 +456,7 @@ def run_rank(rank: int, world_size: int, port: int, out: Path, folders: Sequence
         native_cache_dir=native_cache_folder(),
     )
     parallel = replace(sharing, room=None, entry_room=None)  # exchanges over sockets
-    sights: dict[str, RankSight | ImageSight | LoopSight | None] = {}
+    sights: dict[str, RankSight | ImageSight | LoopSight | NarrowSight | None] = {}
     for folder in folders:
         if folder.name == IMAGES:
             sights[IMAGES] = look_at_image(folder, parallel)
@@ -418,6 +466,8 @@ def run_rank(rank: int, world_size: int, port: int, out: Path, folders: Sequence
         sights[folder.name] = look(folder, parallel)
         if folder.name in (*FAMILIES, QWEN3_VL) and sharing.room is not None and world_size == 2:
             sights[folder.name + SHARED] = look(folder, sharing, is_native=True)
+        if folder.name in NARROW_MODELS and world_size == 2:
+            sights[folder.name + NARROW] = plan_narrow(folder, parallel)
         if folder.name in NATIVE_MODELS and world_size == 2:
             sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)
         if folder.name in EIGHT_BITS_MODELS:

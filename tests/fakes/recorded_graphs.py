@@ -121,6 +121,9 @@ class FakeGraphRecorder:
         self.num_operations: list[int] = []
         self.num_replays = 0
 
+    def rehearse(self, run: Callable[[], object]) -> None:
+        run()
+
     def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
         run()  # as before a recording of CUDA
         recording = _Recording()

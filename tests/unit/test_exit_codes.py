@@ -11,6 +11,7 @@ from textmill_shard.errors import (
     NotEnoughMemory,
     UnsupportedModelError,
     exit_code_of,
+    is_of_memory,
 )
 
 
@@ -39,6 +40,7 @@ def test_every_code_has_a_meaning_and_none_is_that_of_a_signal() -> None:
         (MemoryError("cannot start 2 threads"), ExitCode.OUT_OF_MEMORY),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), 17),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ExitCode.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 17),
         (OSError(errno.ENOSPC, "No space left on device"), ExitCode.DISK_FULL),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), ExitCode.DISK_FULL),
         (ZeroDivisionError(), ExitCode.OTHER),
@@ -46,3 +48,19 @@ def test_every_code_has_a_meaning_and_none_is_that_of_a_signal() -> None:
 )
 def test_shard_ends_with_the_code_of_its_error(error: Exception, code: int) -> None:
     assert exit_code_of(error) == code
+
+
+def break_off_a_recording() -> None:
+    try:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    finally:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def test_memory_that_ran_out_is_found_behind_the_error_of_a_clean_up() -> None:
+    """CUDA ends a recording that was broken off with an error of its own."""
+    with pytest.raises(RuntimeError, match="previous error") as found:
+        break_off_a_recording()
+    assert is_of_memory(found.value)
+    assert exit_code_of(found.value) == ExitCode.OTHER
+    assert not is_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))

@@ -413,8 +413,8 @@ def test_the_memory_that_graphs_keep_is_set_aside(tmp_path: Path, monkeypatch: p
     with gpu:
         plain = plan_kv_memory(runner, options)
         with_graphs = plan_kv_memory(runner, replace(options, num_graph_rows=6))
-    # The logits of the step before lie beside those of the largest step.
-    assert plain.step_bytes == 64_000 + 8 * runner.facts.vocab_size * 4
+    # The logits of the step before, and the scores made of these, lie beside those of the largest step.
+    assert plain.step_bytes == 64_000 + 2 * 8 * runner.facts.vocab_size * 4
     packed = 4 * (4 + 6 * (6 + runner.graph_sizes([6], num_slots=8).table_width))
     assert with_graphs.step_bytes - plain.step_bytes > 6000 + packed
     assert with_graphs.step_bytes - plain.step_bytes == 6000 + runner.graph_sizes([6], num_slots=8).num_bytes

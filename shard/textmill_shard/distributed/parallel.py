@@ -1,7 +1,8 @@
 """How the ranks of one model exchange tensors. A single rank has no process group."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from textmill_shard.distributed.rooms import open_rooms
 from textmill_shard.native.ranks import RankRoom
 
 
+@dataclass(slots=True)
+class _Exchanges:
+    """Whether the exchanges of a rank take place."""
+
+    rest: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class TensorParallel:
     """The number of this rank and of all ranks. With `world_size` 1 each exchange returns its argument."""
@@ -21,6 +29,7 @@ class TensorParallel:
     world_size: int = 1
     room: RankRoom | None = None  # for the tensors of a step, where all ranks compute on the CPUs of one machine
     entry_room: RankRoom | None = None  # for messages of rank 0, where all ranks run on one machine
+    _exchanges: _Exchanges = field(default_factory=_Exchanges, repr=False, compare=False)
 
     @staticmethod
     def join(
@@ -62,8 +71,24 @@ class TensorParallel:
         if self.world_size > 1:
             dist.destroy_process_group()
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Let this rank exchange nothing within the context: each other rank seems to bring what this rank brings.
+
+        A step that this rank tries so takes the memory of a real step, and its numbers mean nothing. Where memory runs
+        out on one rank alone, no other rank waits for that rank. `min_int` does not rest, and neither do the exchanges
+        that native kernels make in the room themselves.
+        """
+        self._exchanges.rest = True
+        try:
+            yield
+        finally:
+            self._exchanges.rest = False
+
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add the tensors of all ranks up, in place. In a room every rank gets equal bits."""
+        if self._exchanges.rest:
+            return tensor
         if self.room is not None:
             self.room.add(tensor)
         elif self.world_size > 1:
@@ -84,6 +109,8 @@ class TensorParallel:
         """Return the tensors of all ranks, [world size, ...]. They have one shape and type."""
         if self.world_size == 1:
             return tensor.unsqueeze(0)
+        if self._exchanges.rest:
+            return torch.stack([tensor.clone() for _ in range(self.world_size)])
         if self.room is not None:
             return self.room.gather(tensor)
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]

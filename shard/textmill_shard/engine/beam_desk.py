@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from textmill_shard.engine.apart_pass import ApartPass, ApartRows
-from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
+from textmill_shard.engine.memory_faults import NO_ROOM, is_out_of_memory
 from textmill_shard.engine.row_sampling import DrawnRows
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.model.system_memory import free_device_memory
 from textmill_shard.sampling.beam_search import BeamChoice, BeamSearch
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.beam_blocks import BeamBlocks, BlockCopy

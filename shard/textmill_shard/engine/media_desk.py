@@ -18,8 +18,9 @@ import torch
 
 from textmill_shard.device import is_device_gone
 from textmill_shard.engine.media_store import KeptItem, MediaStore
-from textmill_shard.engine.memory_faults import free_device_memory, is_out_of_memory
+from textmill_shard.engine.memory_faults import is_out_of_memory
 from textmill_shard.model.media import MediaFacts, MediaFault, MediaRows
+from textmill_shard.model.system_memory import free_device_memory
 from textmill_shard.slots.plan import Admit, MediaSpan, SlotError, SlotErrorCode
 from textmill_shard.slots.slot_table import NO_BOUND, SlotTable
 

@@ -15,9 +15,3 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and _WORDS_OF_CPU in str(error)
-
-
-def free_device_memory(device: torch.device) -> None:
-    """Give back what the allocator keeps of the pass that failed."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

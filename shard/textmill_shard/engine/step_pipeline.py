@@ -22,7 +22,7 @@ import numpy as np
 from textmill_shard.engine.beam_desk import BeamDesk
 from textmill_shard.engine.entry_draft import EntryDraft
 from textmill_shard.engine.launched_step import LaunchedStep
-from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
+from textmill_shard.engine.memory_faults import NO_ROOM, is_out_of_memory
 from textmill_shard.engine.rank_channel import RankChannel
 from textmill_shard.engine.result_builder import build_result, rate_prompts
 from textmill_shard.engine.result_outbox import ResultOutbox
@@ -36,6 +36,7 @@ from textmill_shard.engine.token_reader import TokenReader
 from textmill_shard.engine.upload import Upload, to_host
 from textmill_shard.grammar.slots import MASK_TIMEOUT_S, GrammarSlots
 from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.model.system_memory import free_device_memory
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import IdArray, SlotError
 from textmill_shard.slots.step_composer import ComposedStep, select_rows, split_step

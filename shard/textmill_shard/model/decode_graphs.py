@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,10 @@ class RecordedStep:
 class GraphRecorder(Protocol):
     """Records what a function launches. Later recordings may share the memory of earlier ones."""
 
+    def rehearse(self, run: Callable[[], object]) -> None:
+        """Run the function where `record` would run the function, and record nothing."""
+        ...
+
     def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
         """Raises the exception of work that no graph can hold, as when the host waits for the device."""
         ...
@@ -55,20 +60,27 @@ class CudaGraphRecorder:
 
     def __init__(self) -> None:
         self._pool: object = None
+        # The graphs in the pool, which ends with the last of them. No graph may be recorded into a pool that has ended.
+        self._living: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
         self._stream: torch.cuda.Stream | None = None
 
-    def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
-        """Record, and leave stream and allocator of torch as they were, also where the recording fails."""
+    def rehearse(self, run: Callable[[], object]) -> None:
+        """Run the function on the stream of the recordings, behind and before the work of the current stream."""
         if self._stream is None:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._pool = torch.cuda.graph_pool_handle()
-        # The first run compiles kernels and lets libraries reserve memory, which a recording must not do.
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._stream):
                 run()
         finally:
             torch.cuda.current_stream().wait_stream(self._stream)
+
+    def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        """Record, and leave stream and allocator of torch as they were, also where the recording fails."""
+        # The first run compiles kernels and lets libraries reserve memory, which a recording must not do.
+        self.rehearse(run)
+        if not self._living:
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         reason: Exception | None = None
         # Where a recording fails, its end raises too, and torch then stays on the stream of the recording by itself.
@@ -89,6 +101,7 @@ class CudaGraphRecorder:
             except Exception as error:
                 _forget_recording(self._pool)
                 raise reason or error from None
+        self._living.add(graph)
         return RecordedStep(replay=graph.replay, output=output)
 
 
@@ -193,7 +206,7 @@ class DecodeGraphs:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self._slots_n = numbers(num_rows)
-        self._logits_NV: torch.Tensor | None = None  # of the largest bucket; all graphs write to its first rows
+        self._logits_NV: torch.Tensor | None = None  # of the first bucket; all graphs write to its first rows
         self._static = ForwardBatch(
             input_ids_T=numbers(num_rows),
             position_ids_T=numbers(num_rows),
@@ -219,19 +232,50 @@ class DecodeGraphs:
     def pool(self) -> KvPool:
         return self._pool
 
+    def recordable(self, *, has_adapters: bool = False) -> list[int]:
+        """Return the buckets that can be recorded, rising: with adapters none is larger than those without."""
+        if not has_adapters:
+            return self._buckets
+        return [bucket for bucket in self._buckets if bucket <= max(self._ready[False], default=0)]
+
+    def recorded(self, *, has_adapters: bool = False) -> list[int]:
+        """Return the buckets that are recorded, rising."""
+        return self._ready[has_adapters]
+
+    def rehearse(self, recorder: GraphRecorder, bucket: int, *, has_adapters: bool = False) -> None:
+        """Run what `record` runs, and what a comparison of the graph runs beside that, without a recording.
+
+        Both find then, when it matters, that they have the memory for which they ask.
+        """
+        self._prepare(bucket)
+        rows = self._rows(bucket, has_adapters)
+        self._run(rows)
+        recorder.rehearse(lambda: self._run(rows))
+
     def record(self, recorder: GraphRecorder, bucket: int, *, has_adapters: bool = False) -> None:
         """Record the steps of one bucket, of rows without adapters or of rows with any adapters.
 
         Raises the exception of work that no graph can hold.
         """
+        self._prepare(bucket)
+        recorded = self._recorded[has_adapters]
+        recorded[bucket] = recorder.record(lambda: self._run(self._rows(bucket, has_adapters)))
+        self._ready[has_adapters] = sorted(recorded)
+
+    def _prepare(self, bucket: int) -> None:
+        """Let the next steps write to the scratch block alone, and make room for the logits of so many rows."""
         self._packed.zero_()  # a step without rows: all that is written goes to the scratch block
         if self._logits_NV is None:
             # Memory of their own for the logits of each bucket would stay taken, a gigabyte for 256 rows of a large
             # vocabulary. A rank may have a part of the vocabulary, so that a step tells how wide the logits are.
-            self._logits_NV = torch.zeros_like(self._run(self._rows(self._buckets[-1], False)).logits_NV)
-        recorded = self._recorded[has_adapters]
-        recorded[bucket] = recorder.record(lambda: self._run(self._rows(bucket, has_adapters)))
-        self._ready[has_adapters] = sorted(recorded)
+            self._logits_NV = torch.zeros_like(self._run(self._rows(bucket, False)).logits_NV)
+
+    def forget(self, bucket: int, *, has_adapters: bool) -> None:
+        """Hold no steps of one bucket from now on. The first bucket that is recorded fixes the most rows."""
+        self._recorded[has_adapters].pop(bucket, None)
+        self._ready[has_adapters] = sorted(self._recorded[has_adapters])
+        if not self._ready[False]:
+            self._logits_NV = None
 
     def forget_adapters(self) -> None:
         """Hold no steps with adapters from now on."""

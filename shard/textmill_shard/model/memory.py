@@ -5,18 +5,19 @@ Of a share the weights and the largest step take their part first.
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 
-from textmill_shard.errors import NotEnoughMemory
-from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.errors import NotEnoughMemory, is_of_memory
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
 from textmill_shard.model.runner import ModelRunner
-from textmill_shard.model.scan_trial import compile_scans, scan_everything
+from textmill_shard.model.scan_trial import compile_scans
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
-from textmill_shard.model.system_memory import free_memory_bytes, peak_bytes, total_memory_bytes
+from textmill_shard.model.system_memory import free_device_memory, free_memory_bytes, peak_bytes, total_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,10 @@ TRIAL_IMAGE_ROWS = 256
 # A GPU belongs to its rank alone, and a machine's RAM also serves the router, the page cache and other programs.
 ADAPTER_SHARE = 0.05
 DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
+
+# Takes the memory of a sampler's state, and returns what samples the rows of a step whose requests ask for everything.
+# Where ranks share a vocabulary, the output has this rank's part of the logits.
+DrawTrials: TypeAlias = Callable[[], Callable[[ForwardOutput], None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +64,23 @@ class KvMemoryPlan:
     memory_bytes: int  # memory of the machine or device
 
 
-def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPlan:
-    """Run the largest step once and divide the memory that is left into blocks. Every rank calls this function.
+def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions, draws: DrawTrials | None = None) -> KvMemoryPlan:
+    """Run the largest step and divide the memory that is left into blocks. Every rank calls this function.
 
-    The runner is left with a pool of the scratch block alone. Raises NotEnoughMemory where not even one block fits.
+    `draws` samples the rows of the step; None where the memory of draws is small beside that of the step. The runner is
+    left with a pool of the scratch block alone. Raises NotEnoughMemory where not even one block fits. Where memory runs
+    out within the step, several ranks raise NotEnoughMemory too, all of them, and a rank alone raises the error of the
+    step.
     """
     block_size = runner.facts.block_size
     bytes_per_block = runner.kv_bytes_per_block()
     memory_bytes = total_memory_bytes(runner.device)
-    largest_step = _measure_largest_step(runner, options)
-    step_bytes = largest_step.num_bytes
+    measured = _measured_together(runner, options, draws)
+    largest_step, encoding = measured.step, measured.tower
+    step_bytes, encode_s = largest_step.num_bytes, encoding.seconds_per_element
     if options.kv_cache_bytes is not None:
         kv_bytes, source = options.kv_cache_bytes, f"--kv-cache-bytes {options.kv_cache_bytes}"
         adapter_bytes, encode_bytes = _adapter_bytes(runner, options, kv_bytes), 0
-        # The tower of a GPU runs between two steps, whose limit is fixed, so that its seconds are not needed.
-        encode_s = _largest_encode(runner).seconds_per_element if runner.device.type == "cpu" else 0.0
     else:
         # The ranks on one CPU share its memory, and each rank on GPUs has a GPU of its own.
         num_sharing = options.num_sharing if runner.device.type == "cpu" else 1
@@ -84,8 +91,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             - runner.facts.state_bytes
             - step_bytes
         )
-        encoding = _largest_encode(runner)
-        encode_bytes, encode_s = encoding.num_bytes, encoding.seconds_per_element
+        encode_bytes = encoding.num_bytes
         kv_bytes = min(allowed, free_memory_bytes(runner.device) // num_sharing - step_bytes)
         kv_bytes -= options.media_bytes + encode_bytes
         adapter_bytes = _adapter_bytes(runner, options, kv_bytes)
@@ -178,28 +184,94 @@ class _Cost:
         return _Cost(self.num_bytes + num_bytes, self.seconds)
 
 
-def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> _Cost:
-    """Return what a step of all tokens with one row of logits per slot takes.
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What the largest step and the largest image take."""
+
+    step: _Cost
+    tower: _EncodeCost
+
+
+def _measured_together(runner: ModelRunner, options: KvMemoryOptions, draws: DrawTrials | None) -> _Measured:
+    """Measure on all ranks, so that memory that runs out on one rank leaves no other rank waiting.
+
+    Each rank measures with its exchanges at rest, and then all ranks tell one another whether their memory sufficed.
+    Only then the step runs with exchanges, in memory that each rank is known to have. Ranks on the CPUs of one machine
+    exchange in their kernels, which cannot rest, and where memory runs out the system ends the process anyway.
+    """
+    parallel = runner.parallel
+    if parallel.world_size == 1 or parallel.room is not None:
+        return _measure(runner, options, draws)
+    found, reason = None, "memory ran out on another rank"
+    try:
+        with parallel.at_rest():
+            found = _measure(runner, options, draws)
+    except Exception as error:
+        if not is_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    if found is None:
+        free_device_memory(runner.device)  # before the exchange, which needs memory too
+    if not parallel.min_int(int(found is not None), runner.device):
+        raise NotEnoughMemory(f"a step of {options.max_step_tokens} tokens has no room: {reason}")
+    assert found is not None
+    cost = _cost_of_step(runner, _trial_step(runner, options), draws)
+    return replace(found, step=replace(found.step, seconds=max(found.step.seconds, cost.seconds)))
+
+
+def _measure(runner: ModelRunner, options: KvMemoryOptions, draws: DrawTrials | None) -> _Measured:
+    """Return what a step of all tokens with one row of logits per slot takes, and what the largest image takes.
 
     The step runs over a pool of the scratch block alone.
     """
     runner.allocate_kv(0)
     if runner.device_scans is not None:  # before the step, whose seconds are a measure of those to come
-        compile_scans(runner.device_scans, vocab_size=runner.facts.vocab_size, device=runner.device)
+        compile_scans(runner.device_scans, vocab_size=_num_local_ids(runner), device=runner.device)
+    step = _cost_of_largest(runner, options, draws)
+    # The tower of a GPU runs between two steps, whose limit is fixed, so that its seconds are not needed.
+    needs_tower = options.kv_cache_bytes is None or runner.device.type == "cpu"
+    return _Measured(step, _largest_encode(runner) if needs_tower else _EncodeCost())
+
+
+def _cost_of_largest(runner: ModelRunner, options: KvMemoryOptions, draws: DrawTrials | None) -> _Cost:
+    facts = runner.facts
+    measured = _cost_of_step(runner, _trial_step(runner, options), draws)
     # Logits in the model's dtype, in float32, and the sampler's copy in float32.
-    logits_bytes = options.num_slots * runner.facts.vocab_size * (runner.dtype.itemsize + 8)
-    if runner.facts.decoder_prompt_ids:
-        return _measure_longest_text(runner, options).plus(logits_bytes)
+    logits_bytes = options.num_slots * facts.vocab_size * (runner.dtype.itemsize + 8)
+    if facts.decoder_prompt_ids:
+        return _with_decoders(runner, options, measured).plus(logits_bytes)
     if runner.device.type == "cuda":
-        largest = _cost_of_step(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
-        # The measured step holds its own logits. With overlap those of the step before live on beside them.
-        largest = largest.plus(options.num_slots * runner.facts.vocab_size * torch.float32.itemsize)
-        return largest.plus(_graph_bytes(runner, options)) if options.num_graph_rows else largest
-    # A CPU takes seconds for a large step, so a smaller step is run and its cost is scaled up. The logits are added.
-    num_tokens = min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU)
-    measured = _cost_of_step(runner, _largest_batch(runner, num_tokens, 1))
-    num_parts = -(-options.max_step_tokens // num_tokens)
+        # The measured step holds its own logits. With overlap those of the step before live on beside them, and so do
+        # the scores that requests have made of these.
+        kept_bytes = 2 * options.num_slots * _num_local_ids(runner) * torch.float32.itemsize
+        return measured.plus(kept_bytes + (_graph_bytes(runner, options) if options.num_graph_rows else 0))
+    num_parts = -(-options.max_step_tokens // min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU))
     return measured.times(num_parts, num_parts).plus(logits_bytes)
+
+
+def _num_local_ids(runner: ModelRunner) -> int:
+    """Return the number of token ids whose logits this rank computes."""
+    return runner.facts.vocab_size if runner.vocabulary is None else runner.vocabulary.num_ids
+
+
+def _trial_step(runner: ModelRunner, options: KvMemoryOptions) -> ForwardBatch:
+    """Return the step that is measured: the largest on a GPU. A CPU, which takes seconds for that, has a smaller one.
+
+    The cost of a smaller step is scaled up, and its logits are added.
+    """
+    is_cuda, most = runner.device.type == "cuda", options.max_step_tokens
+    if runner.facts.decoder_prompt_ids:
+        return _longest_text(runner, _num_trial_tokens(runner, _longest_encoder_text(runner, options)))
+    return _largest_batch(runner, _num_trial_tokens(runner, most), options.num_slots if is_cuda else 1)
+
+
+def _num_trial_tokens(runner: ModelRunner, num_tokens: int) -> int:
+    return num_tokens if runner.device.type == "cuda" else min(num_tokens, MAX_TRIAL_TOKENS_ON_CPU)
+
+
+def _longest_encoder_text(runner: ModelRunner, options: KvMemoryOptions) -> int:
+    """Return the tokens of the longest text of an encoder, which one step computes."""
+    return min(runner.facts.max_encoder_tokens or options.max_step_tokens, options.max_step_tokens)
 
 
 def _graph_bytes(runner: ModelRunner, options: KvMemoryOptions) -> int:
@@ -210,36 +282,35 @@ def _graph_bytes(runner: ModelRunner, options: KvMemoryOptions) -> int:
     return peak_bytes(runner.device, lambda: runner.forward(decode)) + sizes.num_bytes
 
 
-def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> _Cost:
-    """Return the cost, without the logits, of a model with an encoder.
+def _with_decoders(runner: ModelRunner, options: KvMemoryOptions, encoding: _Cost) -> _Cost:
+    """Return the cost, without the logits, of a model with an encoder, from that of the measured text.
 
     Such a model encodes texts one by one, and then the decoders of all slots run together.
     """
-    facts = runner.facts
-    longest = min(facts.max_encoder_tokens or options.max_step_tokens, options.max_step_tokens)
-    num_tokens = longest if runner.device.type == "cuda" else min(longest, MAX_TRIAL_TOKENS_ON_CPU)
-    encoding = _cost_of_step(runner, _longest_text(runner, num_tokens))
+    longest = _longest_encoder_text(runner, options)
     # Scores and relative positions grow with the square of the length.
-    num_parts = -(-longest // num_tokens)
+    num_parts = -(-longest // _num_trial_tokens(runner, longest))
     encoding = encoding.times(num_parts**2, num_parts**2)
     # One layer gathers keys and values of every slot, as long as the longest text, and attention copies them once more.
-    per_token = max(spec.elements_per_token for spec in facts.kv_specs)
+    per_token = max(spec.elements_per_token for spec in runner.facts.kv_specs)
     decoding_bytes = 2 * options.num_slots * longest * per_token * runner.dtype.itemsize
     return _Cost(max(encoding.num_bytes, decoding_bytes), encoding.seconds)
 
 
-def _cost_of_step(runner: ModelRunner, batch: ForwardBatch) -> _Cost:
+def _cost_of_step(runner: ModelRunner, batch: ForwardBatch, draws: DrawTrials | None) -> _Cost:
     began_s = time.monotonic()
-    num_bytes = peak_bytes(runner.device, lambda: _run(runner, batch))
+    num_bytes = peak_bytes(runner.device, lambda: _run(runner, batch, draws))
     return _Cost(num_bytes, time.monotonic() - began_s)
 
 
 @torch.inference_mode()
-def _run(runner: ModelRunner, batch: ForwardBatch) -> None:
-    """Compute a step, and on a GPU the pass over its scores in which all rows ask for everything."""
-    output = runner.forward(batch)
-    if runner.device_scans is not None and len(output.logits_NV):
-        scan_everything(runner.device_scans, output.logits_NV)
+def _run(runner: ModelRunner, batch: ForwardBatch, draws: DrawTrials | None) -> None:
+    """Compute a step, and sample its rows."""
+    if draws is None:
+        runner.forward(batch)
+        return
+    sample = draws()
+    sample(runner.forward(replace(batch, keeps_parts=runner.vocabulary is not None)))
 
 
 def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) -> ForwardBatch:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets
 from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder, GraphSizes, RowUnpacker, SeatedStep
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.graph_check import GraphCheck
+from textmill_shard.model.graph_recording import Check, GraphRecording, Together
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS, KvPool, LayerKvSpec, kv_bytes_per_block
 from textmill_shard.model.kv_scales import KV_TYPES, KvScales
 from textmill_shard.model.media import MediaFacts, MediaRows, MediaTower, RopePositions, TokenSpan
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 
 TRIAL_PLACE = 100  # of the adapter with which graphs of steps with adapters are compared; no other has this place yet
 TRIAL_RANK = 16
-Check: TypeAlias = Callable[[int, int], str]  # of a bucket, and of the place of an adapter in its rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,27 +241,35 @@ class ModelRunner:
         what is wrong with the graph of a bucket, or ""; None compares replays with steps. Returns False where a
         recording or a check fails on a rank. Steps are then launched one by one, as before.
         """
-        assert self._pool is not None
-        assert self.device_scans is not None
+        pool, unpacker = self._pool, self.device_scans
+        assert pool is not None
+        assert unpacker is not None
         began_s = time.monotonic()
         has_adapters = adapter_rank > 0 and self.adapters.hold_any(adapter_rank)
-        sizes = self.graph_sizes(buckets, num_slots=num_slots, num_blocks=self._pool.num_blocks)
-        graphs = DecodeGraphs(
-            forward=lambda batch: self._decoder.forward(batch, False),
-            unpacker=self.device_scans,
-            pool=self._pool,
-            sizes=replace(sizes, has_adapters=has_adapters),
-            address_version=lambda: self.adapters.address_version,
-        )
-        compares = check is None
-        check = check or GraphCheck(graphs, vocab_size=self.facts.vocab_size, dtype=self.dtype).fault
-        kinds = (NO_ADAPTER, TRIAL_PLACE) if has_adapters else (NO_ADAPTER,)
-        shares = iter(range(1, len(kinds) * len(graphs.buckets) + 1))
+        sizes = self.graph_sizes(buckets, num_slots=num_slots, num_blocks=pool.num_blocks)
+        made: list[tuple[DecodeGraphs, Check]] = []
 
-        def on_recorded() -> None:
-            on_progress(next(shares) / (len(kinds) * len(graphs.buckets)))
+        def make() -> str:
+            graphs = DecodeGraphs(
+                forward=lambda batch: self._decoder.forward(batch, False),
+                unpacker=unpacker,
+                pool=pool,
+                sizes=replace(sizes, has_adapters=has_adapters),
+                address_version=lambda: self.adapters.address_version,
+            )
+            made.append((graphs, check or GraphCheck(graphs, vocab_size=self.facts.vocab_size, dtype=self.dtype).fault))
+            return ""
 
-        reason = self._record_kind(recorder, graphs, NO_ADAPTER, check, on_recorded)
+        together = Together(self.parallel, self.device)
+        reason = together.run(make).reason
+        if not reason:
+            [(graphs, checks)] = made
+            num_kinds = 2 if has_adapters else 1
+            shares = iter(range(1, num_kinds * len(graphs.buckets) + 1))
+            recording = GraphRecording(
+                graphs, recorder, together, lambda: on_progress(next(shares) / (num_kinds * len(graphs.buckets)))
+            )
+            reason = recording.record(NO_ADAPTER, checks)
         if reason:
             log.warning(
                 "decode steps are launched one by one, because no graph of them can be had: more time of the host",
@@ -269,11 +277,9 @@ class ModelRunner:
             )
             return False
         if has_adapters:
-            if compares:
-                trial = random_adapter(self.targets, rank=min(adapter_rank, TRIAL_RANK))
-                self.adapters.put(TRIAL_PLACE, self.adapters.prepare(trial))
-            reason = self._record_kind(recorder, graphs, TRIAL_PLACE, check, on_recorded)
-            if compares:
+            reason = together.run(self._put_trial_adapter(adapter_rank)).reason if check is None else ""
+            reason = reason or recording.record(TRIAL_PLACE, checks)
+            if check is None:
                 self.adapters.remove(TRIAL_PLACE)
             if reason:
                 graphs.forget_adapters()
@@ -281,31 +287,20 @@ class ModelRunner:
         seconds = round(time.monotonic() - began_s, 2)
         log.info(
             "decode steps recorded as graphs",
-            extra={"buckets": graphs.buckets, "seconds": seconds, "with_adapters": has_adapters and not reason},
+            extra={"buckets": graphs.recorded(), "seconds": seconds, "with_adapters": has_adapters and not reason},
         )
         self._graphs = graphs
         return True
 
-    def _record_kind(
-        self,
-        recorder: GraphRecorder,
-        graphs: DecodeGraphs,
-        adapter: int,
-        check: Check,
-        on_recorded: Callable[[], None],
-    ) -> str:
-        """Record the steps of all buckets, the largest first. Returns why that fails on a rank, or ""."""
-        for bucket in reversed(graphs.buckets):
-            try:
-                graphs.record(recorder, bucket, has_adapters=adapter != NO_ADAPTER)
-                reason = check(bucket, adapter)
-            except Exception as error:  # whatever CUDA says of work that no graph can hold
-                reason = f"{type(error).__name__}: {error}"
-            # All ranks stop at one bucket, because the steps of the next one exchange tensors.
-            if not self.parallel.min_int(int(not reason), self.device):
-                return reason or "another rank has no graph"
-            on_recorded()
-        return ""
+    def _put_trial_adapter(self, max_rank: int) -> Callable[[], str]:
+        """Return the work that lets rows name `TRIAL_PLACE`."""
+
+        def put() -> str:
+            trial = random_adapter(self.targets, rank=min(max_rank, TRIAL_RANK))
+            self.adapters.put(TRIAL_PLACE, self.adapters.prepare(trial))
+            return ""
+
+        return put
 
     @torch.inference_mode()
     def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:

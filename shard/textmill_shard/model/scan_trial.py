@@ -13,7 +13,6 @@ from textmill_shard.model.runner import RowScans
 from textmill_shard.model.score_changes import (
     BiasChange,
     CountChange,
-    FirstPass,
     IdLists,
     MaskChange,
     RepetitionChange,
@@ -24,17 +23,11 @@ from textmill_shard.model.score_changes import (
 log = logging.getLogger(__name__)
 
 NUM_CANDIDATES = 1024  # of a row, as many as a draw takes that cuts nothing off
-CHANGES = tuple(field.name for field in fields(ScoreChanges))
-_OF_SCORES = tuple(name for name in CHANGES if name != "temperatures")
+_OF_SCORES = tuple(field.name for field in fields(ScoreChanges) if field.name != "temperatures")
 # What the requests of a batch mostly ask for: nothing, one change or all; and draws with and without a temperature.
 _BATCHES: Sequence[tuple[str, ...]] = ((), *((name,) for name in _OF_SCORES), _OF_SCORES)
 _TRIAL_ROWS = 2
 _LIST_WIDTH = 64  # a multiple of 16, as of the lists of real requests, because the compiler tells such widths apart
-
-
-def scan_everything(scans: RowScans, logits_NV: torch.Tensor) -> FirstPass:
-    """Let all rows ask for all changes and for the most candidates, as in the largest step. Logits of any type."""
-    return scans.first_pass(logits_NV.float(), _changes(logits_NV, CHANGES), min(NUM_CANDIDATES, logits_NV.shape[-1]))
 
 
 @torch.inference_mode()

@@ -32,6 +32,12 @@ def free_memory_bytes(device: torch.device) -> int:
     return free if limit is None or used is None else min(free, limit - used)
 
 
+def free_device_memory(device: torch.device) -> None:
+    """Give back what the allocator keeps of a pass that failed."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def peak_bytes(device: torch.device, run: Callable[[], object]) -> int:
     """Return the most bytes that a call of `run` takes at a time beside the bytes that were taken before the call."""
     if device.type == "cuda":

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import torch
 
 from textmill_shard.device import is_device_gone
-from textmill_shard.engine.memory_faults import free_device_memory, is_out_of_memory
+from textmill_shard.engine.memory_faults import is_out_of_memory
+from textmill_shard.model.system_memory import free_device_memory
 from textmill_shard.probing.start_check import CALL_ERRORS
 from textmill_shard.tasks.media_rows import MediaReader, ReadyRow
 from textmill_shard.tasks.rows import Answer, FailureCode, HeadName, RowFailure

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from textmill_shard.device import is_device_gone
-from textmill_shard.engine.memory_faults import free_device_memory, is_out_of_memory
+from textmill_shard.engine.memory_faults import is_out_of_memory
+from textmill_shard.model.system_memory import free_device_memory
 from textmill_shard.probing.start_check import CALL_ERRORS
 from textmill_shard.tasks.heads import Head
 from textmill_shard.tasks.row_forward import RowForward, RowLayout

@@ -25,6 +25,8 @@ from tests.fakes.rank_worker import (
     KV_TYPE,
     LOOP,
     LOOP_MODELS,
+    NARROW,
+    NARROW_MODELS,
     NATIVE,
     NATIVE_MODELS,
     NUM_WRITTEN,
@@ -35,6 +37,7 @@ from tests.fakes.rank_worker import (
     WHOLE_HEAD,
     ImageSight,
     LoopSight,
+    NarrowSight,
     RankSight,
     look,
     look_at_image,
@@ -407,3 +410,15 @@ def test_architecture_without_a_rule_is_refused(tmp_path: Path) -> None:
     config = next(entry.config for entry in DENSE if entry.name == "gpt_bigcode")
     make_random_model(AutoConfig.for_model("gpt_bigcode", **config), tmp_path)
     assert refusal(tmp_path, 2) == "models of type gpt_bigcode cannot be divided among 2 shards; use --num-shard 1"
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", NARROW_MODELS)
+def test_all_ranks_take_the_step_for_which_each_of_them_has_memory(ranks: list[Mapping[str, Any]], name: str) -> None:
+    """The last rank runs out of memory in the middle of a step, whose exchanges must not leave the other waiting."""
+    first, last = (rank[name + NARROW] for rank in ranks)
+    assert isinstance(first, NarrowSight)
+    assert first.max_step_tokens == last.max_step_tokens == 128
+    assert first.num_blocks == last.num_blocks > 0
+    # Each size is tried with exchanges at rest, and the size that fits then with exchanges.
+    assert first.steps == last.steps == [512, 256, 128, 128]

@@ -1,11 +1,11 @@
 """Decode steps as graphs, with a recorder that runs no Python at a replay, as CUDA runs none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from textmill_shard.layers.low_rank_tables import RESERVED_PLACES
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.adapter import AdapterWeights, LowRank
-from textmill_shard.model.decode_graphs import CudaGraphRecorder, DecodeGraphs, default_buckets
+from textmill_shard.model.decode_graphs import CudaGraphRecorder, DecodeGraphs, RecordedStep, default_buckets
 from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.runner import ModelRunner
@@ -306,6 +306,7 @@ class FakeCuda:
         self.recorded_pools: list[tuple[int, int]] = []  # into which the allocator believes a recording to go on
         self.is_spoilt = False  # an operation of the recording under way was forbidden
         self._ends_itself = ends_itself
+        self._pools = count(7)
         self._current = ["main"]
         self._num_streams = 0
         self._num_graphs = 0
@@ -316,7 +317,7 @@ class FakeCuda:
             ("current_stream", lambda: FakeStream(self, self._current[-1])),
             ("stream", self._use),
             ("CUDAGraph", self._make_graph),
-            ("graph_pool_handle", lambda: (0, 7)),
+            ("graph_pool_handle", lambda: (0, next(self._pools))),
             ("current_device", lambda: 1),
             ("synchronize", lambda: None),
             ("empty_cache", self.empty_cache),
@@ -362,14 +363,25 @@ class FakeCuda:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
             self.notes.append("recorded")
 
-        replay = partial(self.notes.append, f"replay {name}")
-        return SimpleNamespace(capture_begin=begin, capture_end=end, replay=replay)
+        return FakeGraph(begin, end, partial(self.notes.append, f"replay {name}"))
 
     def _end_allocate(self, device: int, pool: tuple[int, int]) -> None:
         if pool not in self.recorded_pools:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
         assert device == 1
         self.recorded_pools.remove(pool)
+
+
+@dataclass(eq=False)
+class FakeGraph:
+    """A graph of `FakeCuda`."""
+
+    capture_begin: Callable[..., None]
+    capture_end: Callable[[], None]
+    note: Callable[[], None]
+
+    def replay(self) -> None:
+        self.note()
 
 
 @dataclass(frozen=True)
@@ -446,6 +458,84 @@ def test_a_run_before_a_recording_that_fails_leaves_torch_as_before(monkeypatch:
         CudaGraphRecorder().record(run)
     assert cuda.current == "main"
     assert cuda.notes == ["side 1 waits for main", "main waits for side 1"]
+
+
+def test_no_graph_is_recorded_into_the_pool_of_graphs_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where another rank has no memory for the first bucket. torch raises for a pool that has ended."""
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    recorder = CudaGraphRecorder()
+    recorder.record(lambda: OUTPUT)
+    kept = [recorder.record(lambda: OUTPUT), recorder.record(lambda: OUTPUT)]
+    del kept[0]
+    recorder.record(lambda: OUTPUT)
+    assert [note.partition(" into ")[2] for note in cuda.notes if " into " in note] == [
+        f"(0, {pool}), thread_local" for pool in (7, 8, 8, 8)
+    ]
+    kept[0].replay()
+
+
+class NarrowRecorder(FakeGraphRecorder):
+    """Finds no memory for the graphs of some buckets."""
+
+    def __init__(self, *kernels: RecordedKernels, too_large: tuple[int, ...]) -> None:
+        super().__init__(*kernels)
+        self._too_large = too_large
+
+    def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        recorded = super().record(run)
+        if len(recorded.output.logits_NV) in self._too_large:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return recorded
+
+
+@pytest.mark.parametrize(
+    ("too_large", "kept", "told"),
+    [
+        ((4,), [1, 2], "steps of more than 2 requests are launched one by one"),
+        ((4, 2), [1], "steps of more than 1 requests are launched one by one"),
+        ((2,), [4], "steps of fewer than 4 requests are padded"),
+    ],
+)
+@pytest.mark.parametrize("adapter_rank", [0, 4])
+def test_buckets_for_which_memory_suffices_are_kept_with_a_warning(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    too_large: tuple[int, ...],
+    kept: list[int],
+    told: str,
+    adapter_rank: int,
+) -> None:
+    runner, _ = load(folder, monkeypatch)
+    plain, _ = load(folder, monkeypatch)
+    kernels: Any = runner.device_scans
+    recorder = NarrowRecorder(kernels, too_large=too_large)
+    assert runner.record_graphs(recorder, (1, 2, 4), lambda share: None, num_slots=NUM_SLOTS, adapter_rank=adapter_rank)
+    graphs = graphs_of(runner)
+    assert graphs.recorded() == kept
+    assert graphs.recorded(has_adapters=True) == (kept if adapter_rank else [])
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert told in warnings[0].getMessage()
+    assert "OutOfMemoryError" in vars(warnings[0])["reason"]
+    assert (graphs.seat(decode_rows([2] * 3)) is not None) == (kept[-1] == 4)
+    filled(runner)
+    filled(plain)
+    lengths = [3, 8][: kept[-1]]
+    expected = plain.forward(decode(lengths))
+    assert torch.allclose(graphs.run(decode_rows(lengths)).logits_NV, expected.logits_NV, atol=1e-5)
+
+
+def test_no_memory_for_any_graph_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, _ = load(folder, monkeypatch)
+    kernels: Any = runner.device_scans
+    recorder = NarrowRecorder(kernels, too_large=(1, 2))
+    assert not runner.record_graphs(recorder, (1, 2), lambda share: None, num_slots=NUM_SLOTS)
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "CUDA out of memory" in vars(warning)["reason"]
+    assert runner.graphs is None
 
 
 def test_buckets_leave_little_padding() -> None:

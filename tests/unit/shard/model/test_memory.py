@@ -1,6 +1,6 @@
 """The number of KV blocks follows from the limits that the operator sets."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from textmill_shard.errors import ModelError
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.memory import UNBOUNDED_TOKENS, KvMemoryOptions, plan_kv_memory
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.system_memory import total_memory_bytes
@@ -149,3 +150,31 @@ def test_the_tower_of_a_cpu_is_timed_for_each_element_of_an_image(
     monkeypatch.setattr("textmill_shard.model.memory.free_memory_bytes", lambda device: 1 << 40)
     options = KvMemoryOptions(max_step_tokens=64, num_slots=4, kv_cache_bytes=kv_cache_bytes)
     assert plan_kv_memory(runner, options).encode_s_per_element == 0.5
+
+
+def test_the_step_is_sampled_beside_the_state_of_a_sampler(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks and lists of the sampler stand beside the step from its beginning to its end."""
+    order: list[str] = []
+    forward = runner.forward
+
+    def noted(batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
+        order.append("step")
+        return forward(batch, wants_hidden)
+
+    def make() -> Callable[[ForwardOutput], None]:
+        order.append("state")
+        return lambda output: order.append(f"draws of {len(output.logits_NV)}")
+
+    monkeypatch.setattr(runner, "forward", noted)
+
+    def peak(device: torch.device, run: Callable[[], object]) -> int:
+        order.append("begin")
+        run()
+        order.append("end")
+        return 1000
+
+    monkeypatch.setattr("textmill_shard.model.memory.peak_bytes", peak)
+    plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01), make)
+    assert order == ["begin", "state", "step", "draws of 1", "end"]  # a CPU tries a step with one row of logits

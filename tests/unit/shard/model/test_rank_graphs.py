@@ -12,7 +12,9 @@ import torch
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
+from textmill_shard.model.decode_graphs import RecordedStep
 from textmill_shard.model.decode_rows import DecodeRows
+from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.native.ranks import RankRoom
 
@@ -145,3 +147,57 @@ def test_all_ranks_stop_at_the_bucket_at_which_one_finds_a_fault(ranks: list[Ran
     assert checked[0] == checked[1] == [bucket for bucket in (4, 2, 1) if bucket >= bad_bucket]
     assert [rank.runner.graphs for rank in ranks] == [None, None]
     assert on_all(lambda number: ranks[number].parallel.min_int(number + 5, torch.device("cpu"))) == [5, 5]
+
+
+@dataclass
+class Narrow:
+    """A layer that finds no memory for steps of more than `most_rows` rows, from its call number `start` on."""
+
+    forward: Callable[..., Any]
+    most_rows: int
+    start: int
+    num_calls: int = 0
+
+    def __call__(self, x: torch.Tensor, *args: Any) -> Any:
+        if x.shape[-2] > self.most_rows:
+            self.num_calls += 1
+            if self.num_calls > self.start:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return self.forward(x, *args)
+
+
+class NarrowRecorder(FakeGraphRecorder):
+    """Finds no memory for graphs of more than two rows."""
+
+    def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        recorded = super().record(run)
+        if len(recorded.output.logits_NV) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        return recorded
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, None], ids=["logits", "step", "step of the recorder", "recording"])
+def test_ranks_keep_the_buckets_for_which_each_of_them_has_memory(
+    ranks: list[Rank], caplog: pytest.LogCaptureFixture, start: int | None
+) -> None:
+    """Rank 1 runs out of memory within a step, whose exchanges must not leave rank 0 waiting."""
+    if start is None:
+        ranks[1].recorder.__class__ = NarrowRecorder
+    *_, last = (module for module in ranks[1].runner.modules() if "Norm" in type(module).__name__)
+    last.forward = Narrow(last.forward, most_rows=2, start=1000 if start is None else start)
+    assert on_all(lambda number: record(ranks[number])) == [True, True]
+    kept = [rank.runner.graphs.recorded() for rank in ranks if rank.runner.graphs is not None]
+    assert kept == [[1, 2], [1, 2]]
+    told = [record for record in caplog.records if "steps of more than 2 requests" in record.getMessage()]
+    assert sorted(vars(record)["reason"].split(":")[0] for record in told) == [
+        "OutOfMemoryError",
+        "memory ran out on another rank",
+    ]
+
+    def run(number: int) -> torch.Tensor:
+        graphs = ranks[number].runner.graphs
+        assert graphs is not None
+        return graphs.run(rows([1, 1])).logits_NV
+
+    first, second = on_all(run)
+    assert torch.equal(first, second)

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU, by Triton's interpreter")
     parser.add_argument("--report", type=Path, default=Path("gpu-report.json"), help="file of the report")
     arguments = parser.parse_args(argv)
-    plan = plan_run(is_dry=arguments.dry, num_cores=os.cpu_count() or 1)
+    plan = plan_run(is_dry=arguments.dry, num_cores=len(os.sched_getaffinity(0)))
     report = Report(arguments.report, plan.names)
     trace_file, log_file = (arguments.report.with_suffix(suffix) for suffix in (".trace.json.gz", ".log"))
     arguments.report.parent.mkdir(parents=True, exist_ok=True)

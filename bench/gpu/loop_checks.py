@@ -41,7 +41,9 @@ SAMPLINGS = (
 def check_loop(setting: Setting) -> Iterator[Row]:
     """Yield a row for each way to run the same requests, with the number of requests whose tokens differ."""
     sizes = DRY_SMALL if setting.is_dry else SMALL
-    runner = make_runner(setting, sizes)
+    made = make_runner(setting, sizes)
+    yield made.row()
+    runner = made.runner
     requests = _requests(setting, sizes)
     num_blocks = sum(-(-(len(request.prompt) + request.max_new) // BLOCK_SIZE) for request in requests) + 4
     most = max(len(request.prompt) for request in requests) + len(requests)

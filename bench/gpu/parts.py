@@ -1,16 +1,13 @@
 """The parts of the benchmark, and what the parts of one process share."""
 
-import gc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-
-import torch
-from textmill_shard.model.runner import ModelRunner
 
 from bench.gpu import extras, kernel_checks, loop_checks, plan, rates, server_check, start_check, steps, streams
 from bench.gpu.messages import CannotRun, Job
 from bench.gpu.report import Row
 from bench.gpu.setting import make_setting
+from bench.gpu.steps import MadeRunner
 
 
 def start(job: Job) -> "Bench":
@@ -25,7 +22,7 @@ class Bench:
         self._job = job
         self._setting = make_setting(is_dry=job.is_dry, left_s=job.left_s)
         self._setting.rates.update(job.rates)
-        self._runner: ModelRunner | None = None
+        self._made: MadeRunner | None = None
 
     def parts(self, begin: Callable[[str], None]) -> Mapping[str, Callable[[], Iterator[Row]]]:
         setting, job = self._setting, self._job
@@ -44,17 +41,17 @@ class Bench:
         steps_of_kernels = {
             plan.KERNELS: check_kernels,
             plan.LOOP: lambda: loop_checks.check_loop(setting),
-            plan.EQUALITIES: lambda: steps.check_equalities(setting, self._made_runner()),
-            plan.STEPS: lambda: steps.time_steps(setting, self._made_runner()),
-            plan.STREAMS: lambda: streams.time_streams(setting, self._made_runner()),
-            plan.START: lambda: start_check.check_start(setting, self._made_runner()),
-            plan.TRACE: lambda: streams.trace_steps(setting, self._made_runner(), Path(job.trace_file)),
-            plan.EXTRAS: lambda: extras.time_extras(setting, self._made_runner()),
+            plan.EQUALITIES: lambda: steps.check_equalities(setting, self._make()),
+            plan.STEPS: lambda: steps.time_steps(setting, self._make().runner),
+            plan.STREAMS: lambda: streams.time_streams(setting, self._make().runner),
+            plan.START: lambda: start_check.check_start(setting, self._make().runner),
+            plan.TRACE: lambda: streams.trace_steps(setting, self._make().runner, Path(job.trace_file)),
+            plan.EXTRAS: lambda: extras.time_extras(setting, self._make().runner),
         }
         return {
             plan.MACHINE: lambda: rates.measure_rates(setting),
             plan.SERVER: lambda: server_check.check_server(setting),
-            plan.TRANSFORMERS: lambda: streams.time_transformers(setting),
+            plan.TRANSFORMERS: self._time_transformers,
             **{name: with_kernels(part) for name, part in steps_of_kernels.items()},
         }
 
@@ -70,12 +67,18 @@ class Bench:
         self._setting.check_device()
 
     def forget_models(self) -> None:
-        self._runner = None
-        gc.collect()
-        if not self._setting.is_dry:
-            torch.cuda.empty_cache()
+        self._made = None
+        self._setting.free()
 
-    def _made_runner(self) -> ModelRunner:
-        if self._runner is None:
-            self._runner = steps.make_runner(self._setting, steps.sizes_of(self._setting))
-        return self._runner
+    def _time_transformers(self) -> Iterator[Row]:
+        """Give transformers, which counts what the allocator keeps as taken, all but the weights of the runner."""
+        if self._made is not None:
+            self._made.runner.allocate_kv(1)
+        self._setting.free()
+        yield from streams.time_transformers(self._setting)
+        self._setting.free()
+
+    def _make(self) -> MadeRunner:
+        if self._made is None:
+            self._made = steps.make_runner(self._setting, steps.sizes_of(self._setting))
+        return self._made

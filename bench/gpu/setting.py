@@ -1,5 +1,6 @@
 """Where a run of the benchmark computes: on a GPU, or with `--dry` on a CPU by Triton's interpreter, in tiny shapes."""
 
+import gc
 import statistics
 import sysconfig
 import time
@@ -51,6 +52,12 @@ class Setting:
         if not self.is_dry:
             torch.cuda.synchronize(self.device)
             torch.zeros(1, device=self.device).item()
+
+    def free(self) -> None:
+        """Give back to the device what the allocator keeps of tensors that are gone."""
+        gc.collect()
+        if not self.is_dry:
+            torch.cuda.empty_cache()
 
     def graph_recorder(self) -> GraphRecorder:
         """Return what records graphs. A dry run only drives the code around them."""

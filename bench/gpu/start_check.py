@@ -54,8 +54,8 @@ def check_start(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
 
 def _free(setting: Setting) -> None:
     """Give back what the allocator keeps, and begin the peak of the memory that is taken anew."""
+    setting.free()
     if not setting.is_dry:
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(setting.device)
 
 

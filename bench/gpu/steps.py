@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.engine.upload import Upload
+from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layouts.interface_layout import arrange_swapped
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
 from textmill_shard.model.adapter import AdapterTargets, LinearPart
@@ -84,11 +85,20 @@ def make_model(setting: Setting, sizes: Sizes) -> Any:
     return model
 
 
-def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
-    """Return a runner of `make_model`.
+@dataclass(frozen=True, slots=True)
+class MadeRunner:
+    """A runner of `make_model`. A fault of the logits hinders no measurement of their time."""
 
-    Raises UnsupportedModelError where the logits differ from those of transformers' code alone.
-    """
+    runner: ModelRunner
+    fault: str  # what is wrong with its logits beside those of transformers' code alone, or ""
+
+    def row(self) -> Row:
+        numbers: dict[str, float | str] = {"fault": self.fault} if self.fault else {}
+        return Row("two texts in chunks beside each other, as transformers' code alone", numbers, not self.fault)
+
+
+def make_runner(setting: Setting, sizes: Sizes) -> MadeRunner:
+    """Return a runner of `make_model`, and compare its logits with those of the probe."""
     shape, model = sizes.shape, make_model(setting, sizes)
     texts = tuple(torch.tensor(text, device=setting.device) % shape.vocabulary for text in PROBE_TEXTS)
     linears = {path: _whole(layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
@@ -107,8 +117,11 @@ def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
         adapters=layout.adapters,
         device_scans=setting.kernels,
     )
-    check_against_probe(runner, texts=texts, expected_V_by_text=layout.logits_V_by_text)
-    return runner
+    try:
+        check_against_probe(runner, texts=texts, expected_V_by_text=layout.logits_V_by_text)
+    except UnsupportedModelError as error:
+        return MadeRunner(runner, str(error))
+    return MadeRunner(runner, "")
 
 
 def _whole(layer: nn.Linear) -> LinearPart:
@@ -174,9 +187,10 @@ def graph_step(
     return run
 
 
-def check_equalities(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
-    """Compare chunked with whole prompts, and rows of a batch with rows alone."""
-    sizes = sizes_of(setting)
+def check_equalities(setting: Setting, made: MadeRunner) -> Iterator[Row]:
+    """Compare the probe's texts, chunked with whole prompts, and rows of a batch with rows alone."""
+    sizes, runner = sizes_of(setting), made.runner
+    yield made.row()
     length = sizes.prefill // 2
     runner.allocate_kv(4 * -(-length // BLOCK_SIZE) + 1)
     whole = runner.forward(batch_of(setting, sizes, [(0, length)])).logits_NV[0].clone()
@@ -241,8 +255,8 @@ def step_times(
     )
     replay = graph_step(setting, runner, sizes, num_rows, batch.adapters_on_host)
     if replay is not None:
-        numbers |= {"graph ms": setting.time_ms(replay), "graph host ms": setting.launch_ms(replay)}
-    return numbers
+        return {**numbers, "graph ms": setting.time_ms(replay), "graph host ms": setting.launch_ms(replay)}
+    return {**numbers, "graph": "none, for the reason in the log"}
 
 
 def _time_prefill(setting: Setting, runner: ModelRunner, sizes: Sizes) -> Row:

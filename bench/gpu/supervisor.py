@@ -26,7 +26,7 @@ from bench.gpu.plan import DRY_FACTOR, Lane, Part, Plan
 from bench.gpu.report import Report, Row
 
 REPORT_S = 2.0  # kept for the report
-START_LIMIT_S = 90.0  # of a process, until its first part begins
+START_LIMIT_S = 180.0  # of a process, until its first part begins: torch may come from a slow disk
 STOP_LIMIT_S = 3.0  # from the request to end until the process is killed
 MAX_BREAKS = 3  # items of a part that may break a process
 REPOSITORY = Path(__file__).parents[2]

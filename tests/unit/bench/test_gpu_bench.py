@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.loader.kv_type import use_kv_type
 from textmill_shard.triton_kernels.variants import VARIANTS
 
@@ -193,8 +194,39 @@ def test_other_memory_is_larger_than_the_cache_of_a_gpu(timed: Setting, monkeypa
     assert len(timed._other) == 1  # taken once
 
 
+def test_logits_that_are_wrong_are_a_fault_and_the_steps_are_timed(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(*_: object, **__: object) -> None:
+        raise UnsupportedModelError("the logits differ by 0.3")
+
+    monkeypatch.setattr(steps, "check_against_probe", check)
+    made = steps.make_runner(setting, steps.DRY)
+    assert made.row().is_fine is False
+    assert made.row().numbers == {"fault": "the logits differ by 0.3"}
+    monkeypatch.setattr(steps, "make_runner", lambda *_: made)
+    monkeypatch.setattr(steps, "_time_decode", lambda *arguments: Row(f"decode of {arguments[-1]}", {}))
+    monkeypatch.setattr(steps, "_time_prefill", lambda *_: Row("prefill", {}))
+    monkeypatch.setattr(parts_file, "make_setting", lambda **_: setting)
+    bench = parts_file.start(Job(table="", is_dry=True, left_s=60.0, parts=(), trace_file=""))
+    parts = bench.parts(lambda item: None)
+    assert next(parts["Equal logits of a llama of random weights"]()).is_fine is False
+    # The largest step comes last, because it may find no memory.
+    names = [row.name for row in parts["Steps of a llama of random weights"]()]
+    assert names == ["decode of 1", "prefill", "decode of 2"]
+
+
+def test_a_step_without_a_graph_is_a_fault_and_is_timed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = steps.make_runner(setting, steps.DRY).runner
+    monkeypatch.setattr(runner, "record_graphs", lambda *_, **__: False)
+    row = next(steps.time_steps(setting, runner))
+    assert row.is_fine is False
+    assert row.numbers["graph"] == "none, for the reason in the log"
+    assert {"ms", "ratio"} <= row.numbers.keys()
+
+
 def test_the_pool_of_a_timed_step_is_full_of_noise_in_each_type(setting: Setting) -> None:
-    runner = steps.make_runner(setting, steps.DRY)
+    runner = steps.make_runner(setting, steps.DRY).runner
     for dtype in (None, torch.float8_e4m3fn):
         if dtype is not None:
             use_kv_type("fp8_e4m3fn", runner, trial_tokens=16)

@@ -3,7 +3,18 @@
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from bench.gpu import extras, kernel_checks, loop_checks, plan, rates, server_check, start_check, steps, streams
+from bench.gpu import (
+    extras,
+    kernel_checks,
+    loop_checks,
+    plan,
+    rates,
+    server_check,
+    start_check,
+    step_kernels,
+    steps,
+    streams,
+)
 from bench.gpu.messages import CannotRun, Job
 from bench.gpu.report import Row
 from bench.gpu.setting import make_setting
@@ -45,6 +56,7 @@ class Bench:
             plan.STEPS: lambda: steps.time_steps(setting, self._make().runner),
             plan.STREAMS: lambda: streams.time_streams(setting, self._make().runner),
             plan.START: lambda: start_check.check_start(setting, self._make().runner),
+            plan.KERNEL_TIMES: lambda: step_kernels.kernel_rows(setting, self._make().runner),
             plan.TRACE: lambda: streams.trace_steps(setting, self._make().runner, Path(job.trace_file)),
             plan.EXTRAS: lambda: extras.time_extras(setting, self._make().runner),
         }

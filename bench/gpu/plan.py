@@ -15,6 +15,7 @@ STEPS = "Steps of a llama of random weights"
 STREAMS = "Streams"
 TRANSFORMERS = "Continuous batching of transformers"
 START = "What a start measures"
+KERNEL_TIMES = "Kernels of steps"
 TRACE = "Trace"
 EXTRAS = "What requests and flags add to a step"
 
@@ -68,5 +69,5 @@ def plan_run(*, is_dry: bool, num_cores: int) -> Plan:
     checks = [Lane((kernels,), number, num_kernel_lanes) for number in range(num_kernel_lanes)]
     checks += [Lane((part(LOOP, 120),)), Lane((part(SERVER, 150),))]
     times = [part(MACHINE, 40), part(EQUALITIES, 90), part(STEPS, 120), part(STREAMS, 100), part(START, 60)]
-    times += [part(TRACE, 60), part(TRANSFORMERS, 120), part(EXTRAS, 60)]
+    times += [part(KERNEL_TIMES, 40), part(TRACE, 60), part(TRANSFORMERS, 120), part(EXTRAS, 60)]
     return Plan((tuple(checks), (Lane(tuple(times)),)), width)

@@ -153,12 +153,20 @@ def _memory() -> Finding:
     return ok("memory", whole if limit is None else f"{whole}, limited by the container")
 
 
+def _num_shards(settings: Settings) -> int:
+    """Return the shards of each replica on this machine, 1 where the settings contradict themselves."""
+    try:
+        return num_shards(settings, lambda: len(driver_lines()))
+    except ConflictingSettings:
+        return 1
+
+
 def _shared_memory(settings: Settings) -> Finding:
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return warning("/dev/shm", "not there", "mount it: several shards exchange tensors there")
     usage = shutil.disk_usage(folder)
-    least = LEAST_SHM_BYTES[(settings.num_shard or 1) > 1]
+    least = LEAST_SHM_BYTES[_num_shards(settings) > 1]
     if usage.free < least:
         to_do = f"enlarge it to {size(least)} or more (docker run --shm-size)"
         return warning("/dev/shm", f"{size(usage.free)} free of {size(usage.total)}", to_do)
@@ -190,7 +198,7 @@ def _ports(settings: Settings) -> Iterator[Finding]:
     if settings.num_nodes > 1 and settings.node_rank == 0:
         port = settings.master_port or NODE_PORT
         yield port_finding("port of the nodes", settings.master_addr, port, "--master-addr or --master-port")
-    elif settings.num_nodes == 1 and settings.master_port is not None and (settings.num_shard or 1) > 1:
+    elif settings.num_nodes == 1 and settings.master_port is not None and _num_shards(settings) > 1:
         yield port_finding("port of the ranks", settings.master_addr, settings.master_port, "--master-port")
 
 

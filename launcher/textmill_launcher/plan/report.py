@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from textmill_launcher.devices import hides_all
 from textmill_launcher.errors import SettingsError
 from textmill_launcher.plan import machine
 from textmill_launcher.plan.estimate import RankNeeds, estimate
@@ -145,7 +146,7 @@ def _kv_element_bytes(settings: Settings) -> int | None:
 def _device(settings: Settings) -> str:
     if settings.device in ("cpu", "cuda"):
         return settings.device
-    return "cuda" if machine.gpu_bytes() else "cpu"
+    return "cuda" if machine.gpu_bytes() and not hides_all(settings.visible_devices) else "cpu"
 
 
 def _dtype(settings: Settings, shape: ModelShape, device: str) -> str:

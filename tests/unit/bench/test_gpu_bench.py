@@ -12,8 +12,9 @@ import torch
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.loader.kv_type import use_kv_type
 from textmill_shard.triton_kernels.variants import VARIANTS
+from torch.autograd import DeviceType
 
-from bench.gpu import kernel_checks, server_check, steps, streams
+from bench.gpu import kernel_checks, server_check, step_kernels, steps, streams
 from bench.gpu import parts as parts_file
 from bench.gpu import setting as setting_file
 from bench.gpu.__main__ import main
@@ -35,6 +36,7 @@ PARTS = [
     "Steps of a llama of random weights",
     "Streams",
     "What a start measures",
+    "Kernels of steps",
     "Trace",
     "Continuous batching of transformers",
     "What requests and flags add to a step",
@@ -223,6 +225,31 @@ def test_a_step_without_a_graph_is_a_fault_and_is_timed(setting: Setting, monkey
     assert row.is_fine is False
     assert row.numbers["graph"] == "none, for the reason in the log"
     assert {"ms", "ratio"} <= row.numbers.keys()
+
+
+def test_kernels_of_a_step_are_those_of_the_device_the_longest_first() -> None:
+    def entry(key: str, device: DeviceType, count: int, us: float) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key, device_type=device, count=count, self_device_time_total=us, self_cpu_time_total=7.0
+        )
+
+    averages = [
+        entry("cudaLaunchKernel", DeviceType.CPU, 9, 0.0),
+        entry("rms_norm", DeviceType.CUDA, 64, 12.0),
+        entry("paged_attention", DeviceType.CUDA, 32, 40.0),
+        entry("aten::mm", DeviceType.CPU, 9, 52.0),  # an operation, whose kernels have entries of their own
+        entry("Memset", DeviceType.CUDA, 1, 0.0),
+    ]
+    found = step_kernels.times_of(averages, is_dry=False)
+    assert [(kernel.name, kernel.launches, kernel.us) for kernel in found] == [
+        ("paged_attention", 32, 40.0),
+        ("rms_norm", 64, 12.0),
+    ]
+    assert [kernel.name for kernel in step_kernels.times_of(averages, is_dry=True)] == ["cudaLaunchKernel", "aten::mm"]
+    whole, first, _ = step_kernels._rows("decode", found, 26.0)
+    assert whole.numbers == {"launches": 96, "us": 52.0, "us on paper": 26.0}
+    assert first.name == "decode: paged_attention"
+    assert first.numbers["share"] == pytest.approx(40 / 52)
 
 
 def test_the_pool_of_a_timed_step_is_full_of_noise_in_each_type(setting: Setting) -> None:

@@ -1,5 +1,8 @@
 """What the doctor says of the GPUs of a machine, with a driver and a build of torch that are made up."""
 
+import shutil
+from types import SimpleNamespace
+
 import pytest
 from textmill_launcher.doctor import machine_checks
 from textmill_launcher.doctor.finding import Finding, State
@@ -73,3 +76,23 @@ def test_the_shards_of_all_replicas_are_compared_with_the_gpus_that_cuda_shows(
     [finding] = found
     assert (finding.subject, finding.state) == ("device", State.FAILURE)
     assert words in finding.found
+
+
+@pytest.mark.parametrize(
+    ("argv", "devices", "state"),
+    [
+        ("", None, State.OK),
+        ("--num-shard 2", None, State.WARNING),
+        ("", "0,1", State.WARNING),  # two shards, by the list
+        ("--num-replicas 2", "0,1", State.OK),  # which exchange nothing
+        ("--device cpu", "0,1", State.OK),
+        ("", "0,0", State.OK),  # of which another finding tells
+    ],
+)
+def test_shards_that_exchange_need_shared_memory_also_where_the_list_of_devices_counts_them(
+    argv: str, devices: str | None, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_checks, "driver_lines", lambda: gpu_lines(4))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=256 * 1024**2, total=1024**3))
+    environ = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
+    assert machine_checks._shared_memory(load_settings(argv.split(), environ)).state is state

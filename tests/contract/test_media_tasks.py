@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -104,6 +105,15 @@ def test_labels_of_a_file(clients: dict[str, httpx.Client], kind: str) -> None:
     assert posted(client, {"inputs": coded(FILE), "parameters": {"top_k": 100}}) == best(FILE, 6)
 
 
+def test_unknown_field_of_the_address_is_logged_once(
+    clients: dict[str, httpx.Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="textmill_router.http.unknown_fields"):
+        for _ in range(2):
+            posted(clients["images"], FILE, "/?topk=2&top_k=1")
+    assert [record.field for record in caplog.records] == ["topk"]  # type: ignore[attr-defined]
+
+
 def test_a_list_gets_a_list_in_order(clients: dict[str, httpx.Client]) -> None:
     files = [b"one", b"two", b"three"]
     found = posted(clients["images"], {"inputs": [coded(file) for file in files], "parameters": {"top_k": 1}})
@@ -195,6 +205,7 @@ def test_errors_of_bodies_and_addresses(clients: dict[str, httpx.Client]) -> Non
     assert refused(client, FILE, status=400, **as_json)[0] == "invalid_json"
     assert refused(client, FILE, status=415, **{"content-encoding": "gzip"})[0] == "unsupported_media_type"
     assert "top_k" in refused(client, FILE, "/?top_k=many")[1]
+    assert "`top_k` stands in the address" in refused(client, {"inputs": coded(FILE)}, "/?other=1&top_k=2")[1]
     assert "`top_k`: expected `int`, got `array`" in refused(client, FILE, "/?top_k=1&top_k=2")[1]
     too_many = {"inputs": ["aGk="] * 33}
     assert refused(client, too_many) == (

@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
@@ -428,6 +429,18 @@ def test_a_body_that_is_neither_json_nor_a_text_is_told_by_type_and_start(
     assert answer.status_code == 415
     wanted = "a JSON object, which begins with '{', or a text of the content-type text/plain"
     assert answer.json()["error"] == f"the body must be {wanted}, found {found}"
+
+
+def test_sparse_vectors_are_told_to_callers_of_a_model_that_has_them(
+    routers: dict[str, httpx.Client], tmp_path: Path
+) -> None:
+    body = {"query": "a", "texts": ["b"]}
+    both = "its routes are POST /, /embed, /embed_all, /embed_sparse, /similarity, /v1/embeddings"
+    assert refused(routers["vectors"], "/rerank", body)[1].endswith(both)
+    options = RowShardOptions(heads=("vectors", "token_vectors"))
+    with task_router(tmp_path, "feature-extraction", options) as router, router.client() as client:
+        found = refused(client, "/rerank", body)[1]
+        assert found.endswith("its routes are POST /, /embed, /embed_all, /similarity, /v1/embeddings")
 
 
 def test_routes_of_ranks_are_told_to_callers_of_a_ranking_model_alone(routers: dict[str, httpx.Client]) -> None:

@@ -45,9 +45,16 @@ class ModelsRoute:
             "id": name,
             "object": "model",
             "created": service.model_created_s,
-            "owned_by": model_id.partition("/")[0] if "/" in model_id else "textmill",
+            "owned_by": owner_of(model_id),
             "root": model_id,
             "parent": None,
             "max_model_len": service.max_model_tokens,
             **modalities,
         }
+
+
+def owner_of(model_id: str) -> str:
+    """Return the owner that a hub id names (`owner/name`), or for a folder or a file the server's name."""
+    owner, _, name = model_id.partition("/")
+    is_hub_id = bool(owner) and owner not in (".", "..", "~") and bool(name) and "/" not in name
+    return owner if is_hub_id else "textmill"

@@ -95,19 +95,31 @@ class PickedBody:
         )
 
     def _content(self, form: TaskForm, found: TaskBytes, scope: Scope) -> object:
+        route = call_of(scope).route
         if found.is_file:
-            return body_of_file(found.data, _query_parameters(form, scope))
-        body = self._decode(form, found.data, call_of(scope).route)
-        return body if form.parameters is None else form.files_of(body)
+            fields = _query_fields(scope)
+            if fields:
+                self._unknown_of(form.parameters).note(msgspec.json.encode(fields), route)
+            return body_of_file(found.data, _query_parameters(form, fields))
+        body = self._decode(form, found.data, route)
+        if form.parameters is None:
+            return body
+        _refuse_query(form, scope)
+        return form.files_of(body)
 
     def _decode(self, form: TaskForm, data: bytes, route: str) -> Any:
         decoder = self._decoders.get(form.body)
         if decoder is None:
             decoder = self._decoders[form.body] = msgspec.json.Decoder(form.body)
-            self._unknown[form.body] = UnknownFields(form.body)
         body = decode_json(data, decoder)
-        self._unknown[form.body].note(data, route)
+        self._unknown_of(form.body).note(data, route)
         return body
+
+    def _unknown_of(self, struct: Any) -> UnknownFields:
+        unknown = self._unknown.get(struct)
+        if unknown is None:
+            unknown = self._unknown[struct] = UnknownFields(struct)
+        return unknown
 
 
 class AudioFormBody:
@@ -157,15 +169,30 @@ def _converted(values: Mapping[str, list[str]]) -> TranscriptionFields:
         raise shape_error(str(error), known, wanted=TranscriptionFields) from None
 
 
-def _query_parameters(form: TaskForm, scope: Scope) -> object:
-    """Return the parameters of a body that is a file, which stand in the address. Raises ValidationFailed.
-
-    A field that stands there several times is a list, as forms send lists.
-    """
+def _query_fields(scope: Scope) -> dict[str, str | list[str]]:
+    """Return the fields of the address. A field that stands there several times is a list, as forms send lists."""
     values: dict[str, list[str]] = {}
     for name, value in parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True):
         values.setdefault(name, []).append(value)
-    fields = {name: found if len(found) > 1 else found[0] for name, found in values.items()}
+    return {name: found if len(found) > 1 else found[0] for name, found in values.items()}
+
+
+def _refuse_query(form: TaskForm, scope: Scope) -> None:
+    """Raise ValidationFailed for a parameter in the address of a JSON body, where nothing reads the parameter."""
+    if not scope.get("query_string"):
+        return
+    names = {field.encode_name for field in msgspec.structs.fields(form.parameters)}
+    found = next((name for name in _query_fields(scope) if name in names), None)
+    if found is not None:
+        raise ValidationFailed(
+            f"`{found}` stands in the address, which has the parameters of a body that is the file itself; this body "
+            "is JSON, so put the field into `parameters`",
+            field=found,
+        )
+
+
+def _query_parameters(form: TaskForm, fields: Mapping[str, str | list[str]]) -> object:
+    """Return the parameters of a body that is a file, which are the fields of the address. Raises ValidationFailed."""
     try:
         return msgspec.convert(fields, form.parameters, strict=False)
     except msgspec.ValidationError as error:

@@ -10,9 +10,11 @@ from textmill_router.tasks.forms import FAMILIES, SPEECH, TRANSCRIPTION
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.names import is_row_task
 from textmill_router.tasks.rerank import TASK as RERANK
+from textmill_router.tasks.wishes import Head
 
 _WRITING = "POST /, /generate, /generate_stream, /v1/chat/completions, /v1/completions"
-_VECTORS = "POST /, /embed, /embed_all, /embed_sparse, /similarity, /v1/embeddings"
+_VECTORS = "POST /, /embed, /embed_all{sparse}, /similarity, /v1/embeddings"
+_SPARSE = ", /embed_sparse"  # of models with a masked-token head
 _CLASSIFICATION = "POST /, /predict"
 _RANKING = ", /rerank, /v1/rerank"  # of classifiers with one label
 _TRANSCRIPTION = "POST /, /v1/audio/transcriptions, /v1/audio/translations"
@@ -24,7 +26,8 @@ def routes_of(task: str | None, model: TaskModel | None) -> str:
         return _WRITING
     vectors, classification = FAMILIES
     if task in vectors:
-        return _VECTORS
+        is_sparse = model is not None and Head.SPARSE_VECTORS in model.facts.heads
+        return _VECTORS.format(sparse=_SPARSE if is_sparse else "")
     if task in classification:
         can_rank = task == RERANK if model is None else len(model.facts.labels) == 1
         return _CLASSIFICATION + (_RANKING if can_rank else "")

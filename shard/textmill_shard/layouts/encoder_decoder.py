@@ -48,12 +48,7 @@ class EncoderDecoder:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
         """Compute the step. Hidden states are never returned, so that there are no prompt log-probabilities."""
-        sub_batches = cut_into_sub_batches(batch)
-        found_NV = torch.cat([self._run(sub_batch) for sub_batch in sub_batches])
-        order_N = torch.tensor(
-            [row for sub_batch in sub_batches for row in sub_batch.logit_rows], dtype=torch.int64, device=self._device
-        )
-        logits_NV = torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
+        logits_NV = torch.cat([self._run(sub_batch) for sub_batch in cut_into_sub_batches(batch)])
         return ForwardOutput(logits_NV=logits_NV, hidden_TD=None)
 
     def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
@@ -99,7 +94,7 @@ class EncoderDecoder:
         return logits_nV.float()
 
     def _decode(self, sub_batch: SubBatch) -> torch.Tensor:
-        """Return logits `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
+        """Return logits `[rows, V]` float32, in the order of the step."""
         batch, pool, num_rows = sub_batch.batch, self._pool, sub_batch.num_sequences
         assert pool is not None, "allocate_kv comes before forward"
         lens_B = batch.encoder_lens_R

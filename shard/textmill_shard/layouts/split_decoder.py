@@ -4,7 +4,6 @@
 # D width of the hidden states
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +35,7 @@ class RunCaller(Protocol):
 
 
 class RunDecoder:
-    """Runs all single tokens of a step as one sub-batch, and each chunk as a sub-batch of its own."""
+    """Runs the decodes of a step as one sub-batch, and each chunk as a sub-batch of its own."""
 
     has_own_threads = False  # torch computes scans, convolutions and the models' own attention
 
@@ -64,12 +63,12 @@ class RunDecoder:
             logits.append(self._run(sub_batch))
             if wants_hidden:
                 hidden.append(self._tap.take_hidden())
-        logits_NV = logits[0] if len(logits) == 1 else self._in_order(sub_batches, logits)
+        logits_NV = logits[0] if len(logits) == 1 else torch.cat(logits)
         hidden_TD = None
         if wants_hidden:
             found_TD = torch.cat(hidden)
             hidden_TD = found_TD.new_zeros(batch.input_ids_T.shape[0], found_TD.shape[1])
-            hidden_TD.index_copy_(0, torch.cat([sub_batch.tokens for sub_batch in sub_batches]), found_TD)
+            hidden_TD[: len(found_TD)] = found_TD
         self._caller.finish_step()
         return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD)
 
@@ -85,16 +84,8 @@ class RunDecoder:
             logits_nV: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
         return logits_nV.float()
 
-    def _in_order(self, sub_batches: Sequence[SubBatch], logits: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return `[N, V]` in the order of the step."""
-        order_N = torch.tensor(
-            [row for sub_batch in sub_batches for row in sub_batch.logit_rows], dtype=torch.int64, device=self._device
-        )
-        found_NV = torch.cat(list(logits))
-        return torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
-
     def _run(self, sub_batch: SubBatch) -> torch.Tensor:
-        """Return logits `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
+        """Return logits `[rows, V]` float32, in the order of the step."""
         rows = None if sub_batch.batch.adapters_R is None else self._adapters.rows_of_sequences(sub_batch.batch)
         if rows is None:
             return self._call(sub_batch)

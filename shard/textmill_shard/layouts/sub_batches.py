@@ -1,8 +1,7 @@
 """Cuts the flat batch of a step, for models that read one text, or one token of each text, at a time."""
 
-# T tokens of the step, R sequences, B sequences of a sub-batch, n tokens of each, N rows whose logits are wanted
+# T tokens of the step, R sequences, B sequences of a sub-batch, n tokens of each
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,51 +12,34 @@ from textmill_shard.model.forward_batch import ForwardBatch
 
 @dataclass(frozen=True, slots=True)
 class SubBatch:
-    """Sequences with equally many tokens: all sequences that decode, or one chunk of a prompt."""
+    """Sequences with equally many tokens: neighbours with one token each, or one chunk of a prompt."""
 
     batch: ForwardBatch  # the batch of these sequences alone
     num_sequences: int
-    tokens: torch.Tensor  # [B * n] int64, indices of the tokens in the flat batch
-    logit_rows: tuple[int, ...]  # the rows of the step (of N) whose logits this sub-batch computes
     is_fresh_B: torch.Tensor  # bool: whether no token of the sequence was computed before
 
 
 def cut_into_sub_batches(batch: ForwardBatch) -> list[SubBatch]:
-    """Return the sub-batches of a step: first all single tokens together, then each chunk alone.
+    """Return the sub-batches of a step, in the order of the step: all sequences, without the padding.
 
-    A sequence that begins with an encoder's text is always a chunk.
+    The decodes, which stand before the chunks, are one sub-batch. Single tokens that stand between chunks are further
+    ones, so that nothing has to be put into another order. A sequence that begins with an encoder's text is a chunk.
     """
     starts = batch.starts()
     lengths = [stop - start for start, stop in pairwise(starts)]
     is_fresh = [False] * len(lengths)
     if batch.encoder_lens_R is not None:
         is_fresh = [context == length for context, length in zip(batch.context_lens_R.tolist(), lengths, strict=True)]
-    singles = [row for row, length in enumerate(lengths) if length == 1 and not is_fresh[row]]
-    chunks = [row for row, length in enumerate(lengths) if length > 1 or (length == 1 and is_fresh[row])]
-    if not chunks and len(singles) == batch.input_ids_T.shape[0]:
-        return [_whole(batch, len(singles))]
-    groups = ([singles] if singles else []) + [[row] for row in chunks]
-    return [_cut(batch, rows) for rows in groups]
+    is_single = [length == 1 and not fresh for length, fresh in zip(lengths, is_fresh, strict=True)]
+    borders = [row for row in range(1, len(lengths)) if not (is_single[row] and is_single[row - 1])]
+    if not borders and starts[-1] == batch.input_ids_T.shape[0]:
+        return [_sub_batch(batch)]  # as it is, so that nothing is copied
+    return [_sub_batch(batch.select(first, stop)) for first, stop in pairwise((0, *borders, len(lengths)))]
 
 
-def _whole(batch: ForwardBatch, num_sequences: int) -> SubBatch:
-    """Return a step of single tokens as it is, so that nothing is copied."""
-    num_rows = batch.logit_rows_N.shape[0]
+def _sub_batch(batch: ForwardBatch) -> SubBatch:
     return SubBatch(
         batch=batch,
-        num_sequences=num_sequences,
-        tokens=torch.arange(num_sequences, device=batch.input_ids_T.device),
-        logit_rows=tuple(range(num_rows)),
-        is_fresh_B=batch.context_lens_R == 1,
-    )
-
-
-def _cut(batch: ForwardBatch, rows: Sequence[int]) -> SubBatch:
-    selected = batch.select(rows)
-    return SubBatch(
-        batch=selected.batch,
-        num_sequences=len(rows),
-        tokens=selected.tokens,
-        logit_rows=selected.logit_rows,
-        is_fresh_B=selected.batch.context_lens_R == selected.batch.query_starts.diff(),
+        num_sequences=len(batch.context_lens_R),
+        is_fresh_B=batch.context_lens_R == batch.query_starts.diff(),
     )

@@ -7,9 +7,9 @@ fill the field.
 # T tokens of the step, R sequences, B blocks of the widest table, N rows whose logits are wanted,
 # V vocabulary, D width of the hidden states, m tokens that take a row of an item, k layers that add rows
 
-from collections.abc import Sequence
+from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ class ForwardBatch:
     query_starts: torch.Tensor  # [R + 1] int32, rising, begins with 0
     context_lens_R: torch.Tensor  # int32: tokens of the sequence up to and including this step
     block_tables_RB: torch.Tensor  # int32, padded with the scratch block
-    logit_rows_N: torch.Tensor  # int64: indices into T
+    logit_rows_N: torch.Tensor  # int64, rising: indices into T
     max_query_len: int
     max_context_len: int
     slots_R: torch.Tensor | None = None  # int64, slot of each sequence; None where only sizes matter (model/memory.py)
@@ -66,59 +66,60 @@ class ForwardBatch:
         """Return `query_starts` as numbers of the host."""
         return self.query_starts.tolist() if self.on_host is None else list(self.on_host.query_starts)
 
-    def select(self, rows: Sequence[int]) -> "SelectedRows":
-        """Return the batch of some of the sequences, in the order of `rows`, without the padding.
+    def select(self, first: int, stop: int) -> "ForwardBatch":
+        """Return the batch of the sequences from `first` up to `stop`, without the padding.
 
-        On a GPU the call waits for the device, unless the numbers of the rows are on the host (`on_host`).
+        No number goes to a GPU. The call waits for one only where the host lacks the numbers of the rows (`on_host`),
+        and for the rows of images. Each tensor has memory of its own, because a part of another one may begin at a
+        place for which kernels would be compiled anew.
         """
         starts = self.starts()
-        wanted = self.logit_rows_N.tolist() if self.on_host is None else list(self.on_host.logit_rows)
-        lengths = [starts[row + 1] - starts[row] for row in rows]
-        tokens_of_rows = [token for row in rows for token in range(starts[row], starts[row + 1])]
-        place_of_token = {token: place for place, token in enumerate(tokens_of_rows)}
-        logit_rows = tuple(index for index, token in enumerate(wanted) if token in place_of_token)
-        device = self.input_ids_T.device
-        tokens = torch.tensor(tokens_of_rows, dtype=torch.int64, device=device)
-        rows_R = torch.tensor(rows, dtype=torch.int64, device=device)
-        selected = ForwardBatch(
-            input_ids_T=self.input_ids_T[tokens],
-            position_ids_T=self.position_ids_T[tokens],
-            kv_places_T=self.kv_places_T[tokens],
-            query_starts=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
-            context_lens_R=self.context_lens_R[rows_R],
-            block_tables_RB=self.block_tables_RB[rows_R],
-            logit_rows_N=torch.tensor(
-                [place_of_token[wanted[index]] for index in logit_rows], dtype=torch.int64, device=device
-            ),
+        begin, end = starts[first], starts[stop]
+        lengths = [after - before for before, after in pairwise(starts[first : stop + 1])]
+        wanted = self.logit_rows_N.tolist() if self.on_host is None else self.on_host.logit_rows
+        low, high = bisect_left(wanted, begin), bisect_left(wanted, end)
+
+        def rows(tensor_R: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor_R is None else tensor_R[first:stop].clone()
+
+        def tokens(tensor_T: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor_T is None else tensor_T[begin:end].clone()
+
+        rope = self.rope_positions_3T
+        return ForwardBatch(
+            input_ids_T=self.input_ids_T[begin:end].clone(),
+            position_ids_T=self.position_ids_T[begin:end].clone(),
+            kv_places_T=self.kv_places_T[begin:end].clone(),
+            query_starts=self.query_starts[first : stop + 1] - begin,
+            context_lens_R=self.context_lens_R[first:stop].clone(),
+            block_tables_RB=self.block_tables_RB[first:stop].clone(),
+            logit_rows_N=self.logit_rows_N[low:high] - begin,
             max_query_len=max(lengths),
             max_context_len=self.max_context_len,
-            slots_R=None if self.slots_R is None else self.slots_R[rows_R],
-            is_long_rope_T=None if self.is_long_rope_T is None else self.is_long_rope_T[tokens],
-            adapters_R=None if self.adapters_R is None else self.adapters_R[rows_R],
-            adapters_on_host=tuple(self.adapters_on_host[row] for row in rows) if self.adapters_on_host else (),
-            encoder_lens_R=None if self.encoder_lens_R is None else self.encoder_lens_R[rows_R],
-            media=None if self.media is None else _select_media(self.media, tokens, num_tokens=len(self.input_ids_T)),
-            rope_positions_3T=None if self.rope_positions_3T is None else self.rope_positions_3T[:, tokens],
-            span_ends_T=None if self.span_ends_T is None else self.span_ends_T[tokens],
+            slots_R=rows(self.slots_R),
+            is_long_rope_T=tokens(self.is_long_rope_T),
+            adapters_R=rows(self.adapters_R),
+            adapters_on_host=self.adapters_on_host[first:stop],
+            encoder_lens_R=rows(self.encoder_lens_R),
+            media=None if self.media is None else _select_media(self.media, begin, end),
+            rope_positions_3T=None if rope is None else rope[:, begin:end].contiguous(),
+            span_ends_T=tokens(self.span_ends_T),
             on_host=HostRows(
-                query_starts=(0, *accumulate(lengths)),
-                logit_rows=tuple(place_of_token[wanted[index]] for index in logit_rows),
+                query_starts=tuple(start - begin for start in starts[first : stop + 1]),
+                logit_rows=tuple(row - begin for row in wanted[low:high]),
             ),
         )
-        return SelectedRows(batch=selected, tokens=tokens, logit_rows=logit_rows)
 
 
-def _select_media(media: MediaStep, tokens: torch.Tensor, *, num_tokens: int) -> MediaStep | None:
-    """Return the rows of the chosen `tokens` (int64), or None where no chosen token takes a row. Waits for a GPU."""
-    place_of_token = torch.full((num_tokens,), -1, dtype=torch.int64, device=tokens.device)
-    place_of_token[tokens] = torch.arange(len(tokens), device=tokens.device)
-    places_m = place_of_token[media.places_m]
-    kept = (places_m >= 0).nonzero().squeeze(1)
-    kept = kept[places_m[kept].argsort()]
+def _select_media(media: MediaStep, begin: int, end: int) -> MediaStep | None:
+    """Return the rows of the tokens from `begin` up to `end`, or None where none takes a row. Waits for a GPU."""
+    kept = ((media.places_m >= begin) & (media.places_m < end)).nonzero().squeeze(1)
     if not len(kept):
         return None
     deepstack = media.deepstack_kmD
-    return MediaStep(places_m[kept], media.rows_mD[kept], None if deepstack is None else deepstack[:, kept])
+    return MediaStep(
+        media.places_m[kept] - begin, media.rows_mD[kept], None if deepstack is None else deepstack[:, kept]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +128,6 @@ class HostRows:
 
     query_starts: tuple[int, ...]  # [R + 1]
     logit_rows: tuple[int, ...]  # [N]
-
-
-@dataclass(frozen=True, slots=True)
-class SelectedRows:
-    """The batch of some sequences of a step, and where the parts of this batch stand in the step."""
-
-    batch: ForwardBatch
-    tokens: torch.Tensor  # [tokens of `batch`] int64: indices into T of the step
-    logit_rows: tuple[int, ...]  # indices into N of the step, rising; `batch` wants the logits of these and no others
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,36 +15,29 @@ ROWS = (
 BLOCK_SIZE = 4
 
 
-def batch_of(*rows: int) -> ForwardBatch:
-    return synthetic_batch([ROWS[row] for row in rows], block_size=BLOCK_SIZE, num_padding=2 * (len(rows) == 3))
+def batch_of(*rows: int, num_padding: int = 0) -> ForwardBatch:
+    return synthetic_batch([ROWS[row] for row in rows], block_size=BLOCK_SIZE, num_padding=num_padding)
 
 
-@pytest.mark.parametrize("rows", [(0,), (1,), (0, 2), (2, 0)], ids=str)
+@pytest.mark.parametrize("rows", [(0,), (1,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
 def test_every_tensor_is_that_of_the_rows_alone(rows: tuple[int, ...]) -> None:
-    selected = batch_of(0, 1, 2).select(rows).batch
+    selected = batch_of(0, 1, 2, num_padding=2).select(rows[0], rows[-1] + 1)
     alone = batch_of(*rows)
     for field in fields(ForwardBatch):
         given, expected = getattr(selected, field.name), getattr(alone, field.name)
         if torch.is_tensor(expected):
             assert given.dtype == expected.dtype, field.name
-            if field.name != "logit_rows_N":  # in the order of the step, and not of `rows`
-                assert given.tolist() == expected.tolist(), field.name
+            assert given.tolist() == expected.tolist(), field.name
+            assert given.storage_offset() == 0, field.name
     assert selected.max_query_len == alone.max_query_len
-
-
-def test_logits_and_tokens_are_found_again_in_the_step() -> None:
-    selected = batch_of(0, 1, 2).select((2, 0))
-    assert selected.tokens.tolist() == [4, 5, 0, 1, 2]
-    # The step wants tokens 1, 2 (of row 0) and 5 (of row 2).
-    assert selected.logit_rows == (0, 1, 2)
-    assert selected.batch.logit_rows_N.tolist() == [3, 4, 1]
-    assert batch_of(0, 1, 2).select((2,)).logit_rows == (2,)
-    assert batch_of(0, 1, 2).select((1,)).batch.logit_rows_N.tolist() == []
+    assert selected.on_host is not None
+    assert selected.on_host.query_starts == tuple(alone.query_starts.tolist())
+    assert selected.on_host.logit_rows == tuple(alone.logit_rows_N.tolist())
 
 
 def test_tensors_that_a_batch_lacks_stay_absent() -> None:
     row = SyntheticRow(torch.tensor([1]), [0])
-    selected = synthetic_batch([row, row], block_size=BLOCK_SIZE).select((1,)).batch
+    selected = synthetic_batch([row, row], block_size=BLOCK_SIZE).select(1, 2)
     assert selected.slots_R is selected.is_long_rope_T is selected.encoder_lens_R is None
 
 
@@ -63,15 +56,18 @@ def test_the_rows_of_images_move_with_their_tokens() -> None:
     step = synthetic_batch(rows, block_size=BLOCK_SIZE, num_padding=2)
     assert step.media is not None
     assert step.media.places_m.tolist() == [0, 2, 5]
-    selected = step.select((2, 0)).batch
-    alone = synthetic_batch([rows[2], rows[0]], block_size=BLOCK_SIZE)
+    selected = step.select(1, 3)
+    alone = synthetic_batch(rows[1:], block_size=BLOCK_SIZE)
     assert selected.media is not None
     assert alone.media is not None
     for field in fields(MediaStep):
         assert getattr(selected.media, field.name).tolist() == getattr(alone.media, field.name).tolist(), field.name
     assert selected.span_ends_T is not None
-    assert selected.span_ends_T.tolist() == [0, 0, 5, 0, 7]
-    assert step.select((1,)).batch.media is None
-    only = step.select((1,)).batch.rope_positions_3T
+    assert selected.span_ends_T.tolist() == [0, 0, 0]
+    first = step.select(0, 2)
+    assert first.span_ends_T is not None
+    assert first.span_ends_T.tolist() == [5, 0, 7, 0]
+    assert step.select(1, 2).media is None
+    only = step.select(1, 2).rope_positions_3T
     assert only is not None
     assert only.tolist() == [[7], [8], [9]]

@@ -74,6 +74,8 @@ class SegmentHead:
             map_HW = process(output, target_sizes=[size])[0].cpu().numpy()
             label_ids = numbers = np.unique(map_HW).tolist()
         else:
+            if subtask == "instance":  # whose code in transformers lays the segments on a map of the CPU
+                output = type(output)(**{name: value.cpu() for name, value in output.items() if torch.is_tensor(value)})
             answer = process(
                 output,
                 threshold=row.params.threshold,

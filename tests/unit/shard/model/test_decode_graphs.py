@@ -294,6 +294,15 @@ def test_a_model_that_no_graph_holds_runs_launch_by_launch_and_says_so(
     assert runner.graphs is None
 
 
+def test_a_model_that_rounds_by_the_number_of_rows_has_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries choose a kernel by the sizes of a product, and experts are chosen by the rounded result."""
+    runner, recorder = load(folder, monkeypatch)
+    norm = next(module for module in runner.modules() if "Norm" in type(module).__name__)
+    forward = norm.forward
+    norm.forward = lambda x: forward(x) * (1.0 + 0.1 * x.shape[-2])
+    assert runner.record_graphs(recorder, (1, 2, 4), lambda share: None, num_slots=NUM_SLOTS, adapter_rank=4)
+
+
 class FakeCuda:
     """Stands in for the parts of `torch.cuda` that record graphs, and notes what is asked of them, in order.
 

@@ -46,6 +46,7 @@ from tests.fakes.tiny_media import (
     sound_file,
     write_character_tokenizer,
 )
+from tests.fakes.valued_gpu import valued_gpu
 
 LIMITS = MediaLimits(max_pixels=1_000_000, max_seconds=100.0)
 TOLERANCE = 1e-5
@@ -128,6 +129,21 @@ def test_segments_are_those_of_the_pipeline(tmp_path: Path, model_type: str) -> 
                 np.testing.assert_array_equal(np.asarray(opened), np.asarray(each["mask"]))
             num_segments += len(expected)
     assert num_segments
+
+
+def test_instances_on_a_gpu_are_those_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor of the family lays them on a map of the CPU, as transformers' pipeline hands it outputs there."""
+    make_media_model(tmp_path, "mask2former", AutoModelForUniversalSegmentation, num_labels=4)
+    params = SegmentParams(0.3, 0.45, 0.1, "instance")
+    expected = compute(load(tmp_path, "image-segmentation"), FILES, params)
+    with valued_gpu(monkeypatch):
+        options = TaskOptions(model_dir=tmp_path, task="image-segmentation", device="cuda:0")
+        found = compute(load_media(options, LIMITS, lambda phase, share: None), FILES, params)
+    assert sum(len(segments.label_ids) for segments in expected) > 0
+    for mine, other in zip(found, expected, strict=True):
+        assert isinstance(mine, Segments)
+        assert (mine.label_ids, mine.masks) == (other.label_ids, other.masks)
+        np.testing.assert_allclose(mine.scores or [], other.scores, atol=TOLERANCE)
 
 
 def test_masks_of_an_image_above_the_memory_of_its_maps_are_enlarged(

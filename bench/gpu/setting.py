@@ -68,7 +68,7 @@ class Setting:
         if not self.is_dry:
             torch.cuda.synchronize(self.device)
 
-    def time_ms(self, run: Callable[[], object], *, repeats: int = REPEATS, is_cold: bool = False) -> float:
+    def time_ms(self, run: Callable[[], object], *, repeats: int | None = None, is_cold: bool = False) -> float:
         """Return the median milliseconds of a run on the clock of the device, in a dry run those of one on the host's.
 
         Runs follow one another, so that the host is hidden where the host is faster than the device. For the clock of a
@@ -81,7 +81,7 @@ class Setting:
         for _ in range(NUM_WARM_UPS):
             run()
         marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        for _ in range(repeats):
+        for _ in range(repeats or REPEATS):
             if is_cold:
                 self._read_other_memory()
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -98,10 +98,10 @@ class Setting:
             self._other.append(torch.zeros(OTHER_BYTES // 4, device=self.device))
         self._other[0].sum()
 
-    def launch_ms(self, run: Callable[[], object], *, repeats: int = REPEATS) -> float:
+    def launch_ms(self, run: Callable[[], object]) -> float:
         """Return the median milliseconds for which the host is busy with a run."""
         taken_s = []
-        for _ in range(1 if self.is_dry else repeats):
+        for _ in range(1 if self.is_dry else REPEATS):
             self.synchronize()
             started = time.perf_counter()
             run()

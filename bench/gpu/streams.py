@@ -13,6 +13,7 @@ from bench.gpu.report import Row
 from bench.gpu.setting import Setting
 from bench.gpu.steps import BLOCK_SIZE, fill_pool, make_model, sizes_of
 
+LOAD, DRY_LOAD = (64, 896, 128), (2, 5, 3)  # requests, tokens of a prompt, new tokens
 STEP_TOKENS = 8192  # of the largest step
 TRACED_TOKENS = 12  # of each stream: the file of the trace grows with each launch
 WARM_UP_TOKENS = 8
@@ -46,7 +47,7 @@ class Load:
 
 def load_of(setting: Setting) -> Load:
     vocabulary = sizes_of(setting).shape.vocabulary
-    num_streams, prompt, max_new = (2, 5, 3) if setting.is_dry else (64, 896, 128)
+    num_streams, prompt, max_new = DRY_LOAD if setting.is_dry else LOAD
     random = torch.Generator().manual_seed(4)
     requests = tuple(
         Request(torch.randint(vocabulary, (prompt,), generator=random).tolist(), max_new) for _ in range(num_streams)

@@ -32,6 +32,9 @@ def pick_device(asked: str, *, number: int, num_shards: int) -> str:
         )
     device = f"cuda:{index}"
     claim_device(device)
+    # NVIDIA's images of torch let a product of float32 numbers round them to 11 bits, which keep no position above
+    # 2,048: the tables of rotary positions are such products.
+    torch.set_float32_matmul_precision("highest")
     return device
 
 

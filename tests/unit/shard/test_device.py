@@ -38,6 +38,18 @@ def test_device_of_the_second_of_two_ranks(
     assert chosen == ([] if expected == "cpu" else [expected])
 
 
+def test_products_of_float32_numbers_keep_their_bits(monkeypatch: pytest.MonkeyPatch, chosen: list[str]) -> None:
+    """The environment of NVIDIA's images asks for less, by which rotary positions would be wrong."""
+    see(monkeypatch, 1)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        pick_device("cuda", number=0, num_shards=1)
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize(
     ("asked", "num_gpus", "message"),
     [

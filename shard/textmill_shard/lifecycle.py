@@ -34,6 +34,7 @@ from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.engine.token_reader import TokenReader
 from textmill_shard.errors import WRONG_SETTING, exit_code_of
+from textmill_shard.gpu_steps import graph_buckets, record_graphs, steps_overlap
 from textmill_shard.grammar.matcher import MatcherFactory, load_matcher_factory
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.heap import trim_heap
@@ -41,7 +42,6 @@ from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.loop_thread import LoopThread
 from textmill_shard.model.adapter import PreparedAdapter
-from textmill_shard.model.decode_graphs import CudaGraphRecorder, default_buckets
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
 from textmill_shard.model.media import MediaFacts
@@ -154,7 +154,7 @@ def _start_steps(settings: ServeSettings, device: str, status: ShardStatus) -> t
         facts=facts,
         media=_row_source(runner, desk, channel),
         rope=rope_rule(runner),
-        has_overlap=runner.device.type == "cuda" and not settings.no_overlap,
+        has_overlap=steps_overlap(settings, runner),
         vocabulary=runner.vocabulary,
     )
     reader = _adapter_reader(settings, runner, facts, SoloGroup() if is_alone else GlooGroup(settings.world_size))
@@ -287,7 +287,7 @@ def _load(
             adapter_bytes=settings.lora_memory_bytes,
             media_bytes=_media_cache_bytes(settings, runner),
             num_sharing=settings.local_world_size * settings.num_replicas,
-            num_graph_rows=max(_graph_buckets(settings, runner, settings.num_slots), default=0),
+            num_graph_rows=max(graph_buckets(settings, runner, settings.num_slots), default=0),
         ),
         # More bytes for keys and values are not to be had from a smaller step.
         is_fixed=settings.max_step_tokens is not None or settings.kv_cache_bytes is not None,
@@ -297,22 +297,13 @@ def _load(
     status.progress.measure_warm_up(memory.step_s)
     num_blocks = memory.num_blocks
     runner.allocate_kv(num_blocks)
-    # A request has at least one block, so that a step has no more rows than there are blocks.
-    buckets = _graph_buckets(settings, runner, min(settings.num_slots, num_blocks))
-    if runner.device.type == "cuda" and not (settings.no_graphs or settings.cuda_graphs == () or buckets):
-        log.warning(
-            "decode steps are launched one by one, because what this model or its attention launches does not follow "
-            "from the number of rows alone: more time of the host",
-            extra={"layout": runner.facts.layout},
-        )
-    if buckets:
-        runner.record_graphs(
-            CudaGraphRecorder(),
-            buckets,
-            lambda share: status.report_loading("warmup", share),
-            num_slots=settings.num_slots,
-            adapter_rank=settings.max_lora_rank if memory.adapter_bytes else 0,
-        )
+    record_graphs(
+        settings,
+        runner,
+        lambda share: status.report_loading("warmup", share),
+        num_blocks=num_blocks,
+        has_adapters=memory.adapter_bytes > 0,
+    )
     facts, media = runner.facts, runner.media
     shard_facts = ShardFacts(
         model_id=settings.model_id,
@@ -363,17 +354,6 @@ def _draw_trials(settings: ServeSettings, runner: ModelRunner) -> DrawTrials:
         ).sample
 
     return make
-
-
-def _graph_buckets(settings: ServeSettings, runner: ModelRunner, max_rows: int) -> tuple[int, ...]:
-    """Return the numbers of rows whose decode steps become graphs; none where graphs are off or cannot be had."""
-    if runner.device.type != "cuda" or settings.no_graphs or settings.cuda_graphs == ():
-        return ()
-    if not runner.has_fixed_launches:
-        return ()
-    if settings.cuda_graphs is None:
-        return default_buckets(max_rows)
-    return tuple(min(size, max_rows) for size in settings.cuda_graphs)
 
 
 def features_of(facts: ModelFacts, media: MediaFacts | None = None) -> tuple[str, ...]:

@@ -136,6 +136,7 @@ SHARD_FOLDERS = {
     "tasks": names("errors device heap media layers probing model native distributed loader engine"),
     "server": names("engine slots model tasks"),
     "loop_thread": names("device"),
+    "gpu_steps": names("settings model"),
     "row_start": EVERYTHING,
     "lifecycle": EVERYTHING,
     "__main__": EVERYTHING,

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from textmill_shard.engine.token_reader import HostMark, TokenReader
+from textmill_shard.engine.token_reader import HostMark, TokenReader, mark_device
 
 from tests.fakes.fake_gpu import FakeGpu
 
@@ -48,3 +48,19 @@ def test_the_tokens_of_a_gpu_come_in_one_copy_for_which_the_launching_thread_doe
     assert reading.exception(WAIT_S) is not None  # there are no values
     assert (gpu.counts["copy to the host"], gpu.num_waits) == (1, 0)
     reader.close()
+
+
+def test_the_thread_that_waits_for_a_gpu_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that asked again and again would hold up the loop that launches."""
+    seen: list[dict[str, bool]] = []
+
+    class Event:
+        def __init__(self, **how: bool) -> None:
+            seen.append(how)
+
+        def record(self) -> None:
+            seen.append({"is_recorded": True})
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    mark_device(torch.device("cuda:0"))
+    assert seen == [{"enable_timing": True, "blocking": True}, {"is_recorded": True}]

@@ -29,6 +29,7 @@ FILES_OF_A_REQUEST = 2  # the connection, and what else a call may open
 SPARE_FILES = 256
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "grpcio", "starlette", "uvicorn", "llguidance")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_LOADED_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def check_machine(settings: Settings) -> Iterator[Finding]:
@@ -75,7 +76,10 @@ def _devices(settings: Settings) -> Iterator[Finding]:
     lines, build = driver_lines(), torch_build()
     for line in lines:
         yield ok("device", line)
-    if not lines and settings.device == "cuda":
+    if not lines and settings.device != "cpu" and _LOADED_DRIVER.is_file():
+        to_do = "give the container the capability `utility` (NVIDIA_DRIVER_CAPABILITIES), which brings nvidia-smi"
+        yield warning("device", "NVIDIA's driver is loaded and nvidia-smi does not answer: GPUs are not counted", to_do)
+    elif not lines and settings.device == "cuda":
         to_do = "install NVIDIA's driver, give the container its GPUs, or take --device cpu"
         yield failure("device", "no GPU answers (nvidia-smi)", to_do, ExitCode.WRONG_SETTING)
     elif not lines:

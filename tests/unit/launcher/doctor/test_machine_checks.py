@@ -1,6 +1,7 @@
 """What the doctor says of the GPUs of a machine, with a driver and a build of torch that are made up."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -96,3 +97,18 @@ def test_shards_that_exchange_need_shared_memory_also_where_the_list_of_devices_
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=256 * 1024**2, total=1024**3))
     environ = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
     assert machine_checks._shared_memory(load_settings(argv.split(), environ)).state is state
+
+
+@pytest.mark.parametrize(
+    ("argv", "state"), [("", State.WARNING), ("--device cuda", State.WARNING), ("--device cpu", None)]
+)
+def test_a_driver_without_its_program_is_a_warning_because_the_shards_may_see_the_gpu(
+    argv: str, state: State | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_checks, "_LOADED_DRIVER", tmp_path / "version")
+    [absent] = look(monkeypatch, "--device cuda", [], ("2.11.0+cu130", "13.0"))
+    assert absent.state is State.FAILURE
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.03")
+    found = look(monkeypatch, argv, [], ("2.11.0+cu130", "13.0"))
+    assert [finding.state for finding in found] == ([] if state is None else [state])
+    assert all("nvidia-smi does not answer" in finding.found for finding in found)

@@ -259,6 +259,23 @@ def test_steps_with_adapters_alone_are_launched_where_their_graph_differs(
     assert graphs_of(runner).seat(decode_rows([2])) is not None
 
 
+def test_the_second_input_finds_a_graph_that_forgets_the_ids_of_the_slots(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first input says the ids of its rows. Only the second one takes the ids that the slots sampled last."""
+    runner, recorder = load(folder, monkeypatch)
+    kernels: Any = runner.device_scans
+    unpack = kernels.unpack_rows
+
+    def forget(packed: torch.Tensor, last_ids_S: torch.Tensor, batch: ForwardBatch, **sizes: int) -> None:
+        unpack(packed, torch.zeros_like(last_ids_S), batch, **sizes)
+
+    monkeypatch.setattr(kernels, "unpack_rows", forget, raising=False)
+    assert not runner.record_graphs(recorder, (2,), lambda share: None, num_slots=NUM_SLOTS)
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "a step of 1 rows gives other logits as a graph" in vars(warning)["reason"]
+
+
 class _Counter:
     """Adds the number of its calls, which a recording keeps for ever."""
 

@@ -16,7 +16,7 @@ from bench.gpu.loop import LoopRun, Request, StepLoop
 from bench.gpu.part_checks import check_parts
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
-from bench.gpu.steps import BLOCK_SIZE, Sizes, fill_pool, make_runner
+from bench.gpu.steps import BLOCK_SIZE, Sizes, fill_pool, make_model, make_runner
 from bench.gpu_paper import Shape
 
 SMALL = Sizes(
@@ -54,6 +54,7 @@ def check_loop(setting: Setting) -> Iterator[Row]:
 
     fill_pool(runner, num_blocks)
     expected = run(has_overlap=False).tokens
+    yield _row("steps", [_tokens_of_transformers(setting, sizes, requests[0])], expected[:1])
     yield _row("overlap", expected, run(has_overlap=True).tokens)
     chunk = 5 if setting.is_dry else 100
     yield _row(f"chunks of {chunk} tokens, overlap", expected, run(has_overlap=True, chunk_tokens=chunk).tokens)
@@ -72,6 +73,22 @@ def check_loop(setting: Setting) -> Iterator[Row]:
     yield _row("graphs", expected, run(has_overlap=False).tokens)
     yield _row("graphs, overlap", expected, run(has_overlap=True).tokens)
     yield from check_parts(setting, SAMPLINGS)
+
+
+def _tokens_of_transformers(setting: Setting, sizes: Sizes, request: Request) -> list[int]:
+    """Return the greedy tokens of transformers' own loop, of a model with the same weights."""
+    model = make_model(setting, sizes)
+    ids = torch.tensor([request.prompt], device=setting.device)
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),  # else transformers takes the id 0 for padding
+        max_new_tokens=request.max_new,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    tokens: list[int] = found[0, len(request.prompt) :].tolist()
+    return tokens
 
 
 def _loop(runner: ModelRunner, num_blocks: int, max_step_tokens: int, num_slots: int, *, has_overlap: bool) -> StepLoop:
@@ -100,4 +117,5 @@ def _requests(setting: Setting, sizes: Sizes) -> list[Request]:
 
 def _row(name: str, expected: list[list[int]], found: list[list[int]]) -> Row:
     num_other = sum(mine != theirs for mine, theirs in zip(expected, found, strict=True))
-    return Row(f"{name}: tokens as without", {"requests": len(found), "other tokens": num_other}, num_other == 0)
+    beside = "by transformers" if name == "steps" else "without"
+    return Row(f"{name}: tokens as {beside}", {"requests": len(found), "other tokens": num_other}, num_other == 0)

@@ -25,6 +25,7 @@ log = logging.getLogger("textmill_launcher")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the launcher. Returns its exit code: 0 after a signal, else the code of the error or of the dead child."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_missing_streams()
     try:
         if words[:1] == ["plan"]:
             from textmill_launcher.plan.command import run as plan
@@ -46,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"launcher: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _open_missing_streams() -> None:
+    """Put the null device in the place of closed standard streams, whose numbers a socket would get else."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for as long as the process lives
 
 
 def _serve(argv: list[str]) -> int:

@@ -37,8 +37,12 @@ class ChildOutput:
             reader(child, line)
 
 
-def configure(json_output: bool, level: str, stream: TextIO = sys.stdout) -> ChildOutput:
-    """Set up the launcher's logger and return the writer for children's lines. On a terminal there are bars too."""
+def configure(json_output: bool, level: str, stream: TextIO | None = None) -> ChildOutput:
+    """Set up the launcher's logger and return the writer for children's lines. On a terminal there are bars too.
+
+    Without a stream the log goes to stdout.
+    """
+    stream = sys.stdout if stream is None else stream
     status = StatusLine(stream) if stream.isatty() and not json_output else None
     configure_bars(status)
     handler = logging.StreamHandler(stream) if status is None else ClearingHandler(stream, status)

@@ -16,6 +16,7 @@ from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.scan_trial import compile_scans
+from textmill_shard.model.step_trial import compile_steps
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.model.system_memory import free_device_memory, free_memory_bytes, peak_bytes, total_memory_bytes
 
@@ -227,6 +228,8 @@ def _measure(runner: ModelRunner, options: KvMemoryOptions, draws: DrawTrials | 
     runner.allocate_kv(0)
     if runner.device_scans is not None:  # before the step, whose seconds are a measure of those to come
         compile_scans(runner.device_scans, vocab_size=_num_local_ids(runner), device=runner.device)
+        if not runner.facts.decoder_prompt_ids:
+            compile_steps(runner, max_step_tokens=options.max_step_tokens, num_slots=options.num_slots)
     step = _cost_of_largest(runner, options, draws)
     # The tower of a GPU runs between two steps, whose limit is fixed, so that its seconds are not needed.
     needs_tower = options.kv_cache_bytes is None or runner.device.type == "cpu"

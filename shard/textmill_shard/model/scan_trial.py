@@ -24,17 +24,18 @@ log = logging.getLogger(__name__)
 
 NUM_CANDIDATES = 1024  # of a row, as many as a draw takes that cuts nothing off
 _OF_SCORES = tuple(field.name for field in fields(ScoreChanges) if field.name != "temperatures")
-# What the requests of a batch mostly ask for: nothing, one change or all; and draws with and without a temperature.
-_BATCHES: Sequence[tuple[str, ...]] = ((), *((name,) for name in _OF_SCORES), _OF_SCORES)
+# No row asks for a change, or some row does: all changes together are one kernel, and draws come beside both.
+_BATCHES: Sequence[tuple[str, ...]] = ((), _OF_SCORES)
 _TRIAL_ROWS = 2
-_LIST_WIDTH = 64  # a multiple of 16, as of the lists of real requests, because the compiler tells such widths apart
+_LIST_WIDTH = 64
 
 
 @torch.inference_mode()
 def compile_scans(scans: RowScans, *, vocab_size: int, device: torch.device) -> None:
-    """Launch the passes that batches mostly ask for, and the noise of draws.
+    """Launch a pass of each kind that batches can ask for, and the noise of draws.
 
-    A GPU compiles a kernel as it is first launched, for which all running requests would wait.
+    A GPU compiles a kernel as it is first launched, for which all running requests would wait. `vocab_size` is the
+    number of ids whose logits this rank computes.
     """
     began_s = time.monotonic()
     logits_NV = torch.zeros(_TRIAL_ROWS, vocab_size, device=device)

@@ -3,6 +3,7 @@
 # T tokens, H query heads, K key/value heads, D key width, E value width, S splits, I width of a norm or an MLP,
 # N rows of scores, V vocabulary
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,15 @@ import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.model.forward_batch import ForwardBatch, RowScan
 from textmill_shard.model.kv_scales import KvScales, largest_number
-from textmill_shard.model.score_changes import FirstPass, ScoreChanges
+from textmill_shard.model.score_changes import (
+    BiasChange,
+    CountChange,
+    FirstPass,
+    IdLists,
+    MaskChange,
+    RepetitionChange,
+    ScoreChanges,
+)
 from textmill_shard.triton_kernels.device.attention import merge_splits, paged_attention
 from textmill_shard.triton_kernels.device.gate import gate_up
 from textmill_shard.triton_kernels.device.kv_write import write_kv
@@ -25,6 +34,7 @@ from textmill_shard.triton_kernels.part_candidates import best_of_parts
 from textmill_shard.triton_kernels.tiles import low_rank_tile, num_splits, power_of_two
 from textmill_shard.triton_kernels.variants import (
     COMPILE_OPTIONS,
+    LIST_ENTRIES,
     NOISE_IDS,
     SCAN_IDS,
     attention_constants,
@@ -38,12 +48,15 @@ from textmill_shard.triton_kernels.variants import (
     write_constants,
 )
 
+LEAST_ABSENT_ROWS = 64  # for which "no row asks" is written at first
+
 
 class TritonKernels:
     """The kernels of one GPU, or of Triton's interpreter on a CPU. Implements `DeviceKernels`."""
 
     def __init__(self, *, num_multiprocessors: int) -> None:
         self._num_multiprocessors = num_multiprocessors
+        self._asked_by_nobody: _Changes | None = None  # made at the first pass that changes scores
 
     def unpack_rows(
         self,
@@ -347,9 +360,9 @@ class TritonKernels:
         keys_NPC = None
         if 0 < num_candidates <= SCAN_IDS:
             keys_NPC = torch.empty(num_rows, num_parts, num_candidates, dtype=torch.int64, device=device)
-        seen, counts, bias, mask = changes.repetition, changes.counts, changes.bias, changes.mask
         heat = changes.temperatures
         heat_tensors = (None, None) if heat is None else (heat.slots_N, heat.temperatures_S)
+        lists, strides = self._change_arguments(changes, num_rows, device)
         _launch(
             scan_parts,
             (num_rows, num_parts),
@@ -360,39 +373,14 @@ class TritonKernels:
             None if heat is None else tempered_sums,
             *of_logits,
             keys_NPC,
-            *(
-                (None,) * 4
-                if seen is None
-                else (seen.slots_N, seen.lists.ids_SE, seen.lists.num_ids_S, seen.penalties_S)
-            ),
-            *(
-                (None,) * 6
-                if counts is None
-                else (
-                    *(counts.slots_N, counts.lists.ids_SE, counts.lists.num_ids_S),
-                    *(counts.counts_SE, counts.presence_S, counts.frequency_S),
-                )
-            ),
-            *(
-                (None,) * 4
-                if bias is None
-                else (bias.slots_N, bias.lists.ids_SE, bias.lists.num_ids_S, bias.amounts_SE)
-            ),
-            *((None, None) if mask is None else (mask.slots_N, mask.forbidden_SV)),
+            *lists,
             *heat_tensors,
             logits_NV.stride(0),
             vocab_size,
-            0 if seen is None else seen.lists.ids_SE.stride(0),
-            0 if counts is None else counts.lists.ids_SE.stride(0),
-            0 if counts is None else counts.counts_SE.stride(0),
-            0 if bias is None else bias.lists.ids_SE.stride(0),
-            0 if bias is None else bias.amounts_SE.stride(0),
+            *strides,
             num_candidates,
             constants=scan_constants(
-                has_seen=seen is not None,
-                has_counts=counts is not None,
-                has_bias=bias is not None,
-                has_mask=mask is not None,
+                has_changes=changes.changes_scores,
                 has_temperature=heat is not None,
                 has_candidates=keys_NPC is not None,
             ),
@@ -424,6 +412,51 @@ class TritonKernels:
             tempered_mass_N=None if heat is None else tempered_mass_N,
             candidates_NC=None if keys_NPC is None else best_of_parts(keys_NPC),
         )
+
+    def _change_arguments(
+        self, changes: ScoreChanges, num_rows: int, device: torch.device
+    ) -> tuple[Sequence[torch.Tensor | None], Sequence[int]]:
+        """Return the tensors of the changes of scores, in the order of `scan_parts`, and their strides."""
+        if not changes.changes_scores:
+            return (None,) * 16, (0,) * 5
+        if self._asked_by_nobody is None or len(self._asked_by_nobody.repetition.slots_N) < num_rows:
+            self._asked_by_nobody = _asked_by_nobody(max(LEAST_ABSENT_ROWS, power_of_two(num_rows)), device)
+        nobody = self._asked_by_nobody
+        seen, counts = changes.repetition or nobody.repetition, changes.counts or nobody.counts
+        bias, mask = changes.bias or nobody.bias, changes.mask or nobody.mask
+        tensors = (
+            *(seen.slots_N, seen.lists.ids_SE, seen.lists.num_ids_S, seen.penalties_S),
+            *(counts.slots_N, counts.lists.ids_SE, counts.lists.num_ids_S),
+            *(counts.counts_SE, counts.presence_S, counts.frequency_S),
+            *(bias.slots_N, bias.lists.ids_SE, bias.lists.num_ids_S, bias.amounts_SE),
+            *(mask.slots_N, mask.forbidden_SV),
+        )
+        wide = (seen.lists.ids_SE, counts.lists.ids_SE, counts.counts_SE, bias.lists.ids_SE, bias.amounts_SE)
+        return tensors, tuple(tensor.stride(0) for tensor in wide)
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """All changes of scores."""
+
+    repetition: RepetitionChange
+    counts: CountChange
+    bias: BiasChange
+    mask: MaskChange
+
+
+def _asked_by_nobody(num_rows: int, device: torch.device) -> _Changes:
+    """Return changes for which no row asks. The kernel reads the first entry of their tensors at most."""
+    nobody_N = torch.full((num_rows,), -1, dtype=torch.int64, device=device)
+    ids_SE = torch.zeros(1, LIST_ENTRIES, dtype=torch.int64, device=device)
+    numbers_SE = torch.zeros(1, LIST_ENTRIES, dtype=torch.float32, device=device)
+    lists, numbers_S = IdLists(ids_SE, ids_SE[0]), numbers_SE[0]
+    return _Changes(
+        RepetitionChange(nobody_N, lists, numbers_S),
+        CountChange(nobody_N, lists, numbers_SE, numbers_S, numbers_S),
+        BiasChange(nobody_N, lists, numbers_SE),
+        MaskChange(nobody_N, torch.zeros(1, LIST_ENTRIES, dtype=torch.bool, device=device)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

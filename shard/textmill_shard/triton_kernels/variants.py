@@ -26,6 +26,7 @@ ITEMSIZE: Mapping[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Of text alone; a chunk may have spans too, alone and with a window.
 SCORES: tuple[Score, ...] = ("window", "chunk", "softcap", "sinks", "slopes")
 CHANGES: tuple[Change, ...] = get_args(Change)
+SCORE_CHANGES = CHANGES[:-1]  # a temperature changes no score
 SPAN_SCORES: tuple[tuple[Score, ...], ...] = (("spans",), ("window", "spans"))
 # Fusing a product and a sum into one operation rounds once, and is Triton's choice up to version 3.9.
 COMPILE_OPTIONS = {"enable_fp_fusion": True}
@@ -109,11 +110,18 @@ class GateCase:
 
 @dataclass(frozen=True, slots=True)
 class ScanCase:
-    """What a variant of `scan_parts` or of `merge_parts` is for."""
+    """What a variant of `scan_parts` or of `merge_parts` is for.
+
+    All changes of scores have one variant, because a row says by numbers which of them it asks for.
+    """
 
     vocab_size: int
     changes: tuple[Change, ...] = ()
     has_candidates: bool = False
+
+    @property
+    def changes_scores(self) -> bool:
+        return bool(set(self.changes) - {"temperature"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,17 +251,12 @@ def gate_constants(*, width: int, activation: Activation) -> dict[str, Any]:
     return {"WIDTH": width, "TILE": GATE_TILE, "ACTIVATION": activation}
 
 
-def scan_constants(
-    *, has_seen: bool, has_counts: bool, has_bias: bool, has_mask: bool, has_temperature: bool, has_candidates: bool
-) -> dict[str, Any]:
+def scan_constants(*, has_changes: bool, has_temperature: bool, has_candidates: bool) -> dict[str, Any]:
     """Return the constants of `scan_parts`."""
     return {
         "IDS": SCAN_IDS,
         "ENTRIES": LIST_ENTRIES,
-        "HAS_SEEN": has_seen,
-        "HAS_COUNTS": has_counts,
-        "HAS_BIAS": has_bias,
-        "HAS_MASK": has_mask,
+        "HAS_CHANGES": has_changes,
         "HAS_TEMPERATURE": has_temperature,
         "HAS_CANDIDATES": has_candidates,
     }
@@ -450,33 +453,38 @@ def _low_rank_rows(kernel: Literal["shrink", "expand"]) -> Sequence[Variant]:
 
 def _scans(case: ScanCase, *, is_sample: bool = False) -> tuple[Variant, ...]:
     num_parts = -(-case.vocab_size // SCAN_IDS)
-    options = "".join(f", {change}" for change in case.changes)
     has_temperature = "temperature" in case.changes
+    named = (
+        ("changes", case.changes_scores),
+        ("temperature", has_temperature),
+        ("candidates", case.has_candidates),
+    )
+    options = "".join(f", {name}" for name, has_it in named if has_it)
 
-    def given(change: Change, *types: str) -> tuple[str | None, ...]:
-        return types if change in case.changes else (None,) * len(types)
+    def given(has_it: bool, *types: str) -> tuple[str | None, ...]:
+        return types if has_it else (None,) * len(types)
 
     parts = Variant(
         kernel="scan_parts",
-        name=f"{case.vocab_size} ids{options}{', candidates' if case.has_candidates else ''}",
+        name=f"{case.vocab_size} ids{options}",
         case=case,
         types=(
             "*fp32",
-            "*fp32" if set(case.changes) - {"temperature"} else None,
-            *("*fp32", "*i32", *given("temperature", "*fp32"), "*fp32", "*fp32", "*fp32"),
+            *given(case.changes_scores, "*fp32"),
+            *("*fp32", "*i32", *given(has_temperature, "*fp32"), "*fp32", "*fp32", "*fp32"),
             "*i64" if case.has_candidates else None,
-            *given("repetition", "*i64", "*i64", "*i64", "*fp32"),
-            *given("counts", "*i64", "*i64", "*i64", "*fp32", "*fp32", "*fp32"),
-            *given("bias", "*i64", "*i64", "*i64", "*fp32"),
-            *given("mask", "*i64", "*i1"),
-            *given("temperature", "*i64", "*fp32"),
+            *given(
+                case.changes_scores,
+                *("*i64", "*i64", "*i64", "*fp32"),  # repetition
+                *("*i64", "*i64", "*i64", "*fp32", "*fp32", "*fp32"),  # counts
+                *("*i64", "*i64", "*i64", "*fp32"),  # bias
+                *("*i64", "*i1"),  # mask
+            ),
+            *given(has_temperature, "*i64", "*fp32"),
             *("i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"),
         ),
         constants=scan_constants(
-            has_seen="repetition" in case.changes,
-            has_counts="counts" in case.changes,
-            has_bias="bias" in case.changes,
-            has_mask="mask" in case.changes,
+            has_changes=case.changes_scores,
             has_temperature=has_temperature,
             has_candidates=case.has_candidates,
         ),
@@ -490,8 +498,8 @@ def _scans(case: ScanCase, *, is_sample: bool = False) -> tuple[Variant, ...]:
         name=f"{case.vocab_size} ids{options}",
         case=case,
         types=(
-            *("*fp32", "*i32", *given("temperature", "*fp32"), "*fp32", "*fp32", "*fp32", "*i64", "*i1", "*fp32"),
-            *given("temperature", "*fp32", "*i64", "*fp32"),
+            *("*fp32", "*i32", *given(has_temperature, "*fp32"), "*fp32", "*fp32", "*fp32", "*i64", "*i1", "*fp32"),
+            *given(has_temperature, "*fp32", "*i64", "*fp32"),
             "i32",
         ),
         constants={"PARTS": power_of_two(num_parts), "HAS_TEMPERATURE": has_temperature},
@@ -534,11 +542,13 @@ def _unpack(case: UnpackCase, *, is_sample: bool = False) -> Variant:
 
 
 def _scan_rows() -> Sequence[Variant]:
-    cases = [ScanCase(128_256), *(ScanCase(128_256, (change,)) for change in CHANGES), ScanCase(128_256, CHANGES)]
-    rows = [row for case in cases for row in _scans(case, is_sample=not case.changes)]
+    rows = [
+        row for changes in ((), ("temperature",)) for row in _scans(ScanCase(128_256, changes), is_sample=not changes)
+    ]
+    rows += _scans(ScanCase(128_256, SCORE_CHANGES))
     rows += [
         row
-        for changes in ((), ("temperature",), CHANGES)
+        for changes in ((), ("temperature",), SCORE_CHANGES, CHANGES)
         for row in _scans(ScanCase(128_256, changes, has_candidates=True), is_sample=changes == CHANGES)
     ]
     return [row for kernel in ("scan_parts", "merge_parts") for row in rows if row.kernel == kernel]

@@ -15,7 +15,8 @@ KEY_STEP_0 = tl.constexpr(0x9E3779B9)
 KEY_STEP_1 = tl.constexpr(0xBB67AE85)
 
 
-@triton.jit(do_not_specialize=["num_ids"])
+# The candidates of a step may be the first of more, so that the stride differs from step to step.
+@triton.jit(do_not_specialize=["num_ids", "ids_stride"])
 def gumbel(
     seed_words,  # [S, 2] int64, contiguous: low and high word, 0 .. 2**32 - 1
     positions,  # [S] int64

@@ -5,6 +5,9 @@ logits of a part once. Where requests change scores, `scan_parts` writes the par
 of the request name, and looks at the part again, which then lies in the nearest cache. `merge_parts` puts the parts of
 a row together.
 
+Which changes a row asks for is told by numbers, and not by variants of the kernel: a variant is compiled at its first
+launch, for which all requests would wait. A change for which a row does not ask costs some reads of one number.
+
 The C best scores of a row lie among the C best of its parts, so `scan_parts` writes the C best of each part, and a
 selection among these few finds those of the row. A candidate is one number of 64 bits, a key, which is smaller where
 the score is higher, and between equal scores where the id is smaller: the score stands in the upper half, and the id in
@@ -76,7 +79,7 @@ def scan_parts(
     lowest_logits,  # [N, P] float32
     sums,  # [N, P] float32: sum of the exponentials of the logits minus the highest
     candidates,  # [N, P, C] int64: keys of the best changed logits; None without candidates
-    seen_slots,  # [N] int64, -1 for rows without a repetition penalty; None without such rows, like the next three
+    seen_slots,  # [N] int64, -1 for rows without a repetition penalty; None without changes, as all up to `forbidden`
     seen_ids,  # [S, E] int64, distinct
     num_seen,  # [S] int64
     penalties,  # [S] float32
@@ -104,10 +107,7 @@ def scan_parts(
     num_candidates,  # of a row, at most IDS and at most V
     IDS: tl.constexpr,  # ids of a part, a power of two
     ENTRIES: tl.constexpr,  # entries of a list that are read at a time
-    HAS_SEEN: tl.constexpr,
-    HAS_COUNTS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_MASK: tl.constexpr,
+    HAS_CHANGES: tl.constexpr,  # whether a row asks for one of the four changes
     HAS_TEMPERATURE: tl.constexpr,
     HAS_CANDIDATES: tl.constexpr,
 ):
@@ -127,55 +127,49 @@ def scan_parts(
     tl.store(lowest_logits + at, tl.min(tl.where(is_id, scores_V, float("inf")), axis=0))
     tl.store(sums + at, tl.sum(tl.where(is_id, tl.exp(scores_V - base), 0.0), axis=0))
 
-    if HAS_SEEN or HAS_COUNTS or HAS_BIAS or HAS_MASK:
+    if HAS_CHANGES:
         score_row = scores + row * vocab_size
-        if HAS_MASK:
-            # What is impossible stays so, whatever is added or multiplied later.
-            slot, asks = slot_of(mask_slots, row)
-            num_masked = tl.where(asks, vocab_size, 0)
-            is_forbidden = tl.load(forbidden + slot * vocab_size + ids, mask=ids < num_masked, other=0) != 0
-            scores_V = tl.where(is_forbidden, float("-inf"), scores_V)
-        tl.store(score_row + ids, scores_V, mask=is_id)
+        # What is impossible stays so, whatever is added or multiplied later.
+        slot, asks = slot_of(mask_slots, row)
+        num_masked = tl.where(asks, vocab_size, 0)
+        is_forbidden = tl.load(forbidden + slot * vocab_size + ids, mask=ids < num_masked, other=0) != 0
+        tl.store(score_row + ids, tl.where(is_forbidden, float("-inf"), scores_V), mask=is_id)
         entries = tl.arange(0, ENTRIES)
         # Barriers stand between steps in which one thread may read what another one has written.
-        if HAS_SEEN:
-            tl.debug_barrier()
-            slot, asks = slot_of(seen_slots, row)
-            penalty = tl.load(penalties + slot)
-            num_ids = tl.where(asks, tl.load(num_seen + slot), 0)
-            for start in range(0, num_ids, ENTRIES):
-                is_entry = start + entries < num_ids
-                listed = tl.load(seen_ids + slot * ids_stride + start + entries, mask=is_entry, other=-1)
-                is_mine = is_entry & (listed >= first_id) & (listed < first_id + IDS) & (listed < vocab_size)
-                score_E = tl.load(score_row + listed, mask=is_mine, other=0.0)
-                score_E = tl.where(score_E < 0.0, score_E * penalty, tl.div_rn(score_E, penalty))
-                tl.store(score_row + listed, score_E, mask=is_mine)
-        if HAS_COUNTS:
-            tl.debug_barrier()
-            slot, asks = slot_of(count_slots, row)
-            per_id, per_count = tl.load(presence + slot), tl.load(frequency + slot)
-            num_ids = tl.where(asks, tl.load(num_counted + slot), 0)
-            for start in range(0, num_ids, ENTRIES):
-                is_entry = start + entries < num_ids
-                listed = tl.load(count_ids + slot * count_ids_stride + start + entries, mask=is_entry, other=-1)
-                count_E = tl.load(counts + slot * counts_stride + start + entries, mask=is_entry, other=0.0)
-                is_mine = (count_E > 0.0) & (listed >= first_id) & (listed < first_id + IDS) & (listed < vocab_size)
-                score_E = tl.load(score_row + listed, mask=is_mine, other=0.0)
-                tl.store(score_row + listed, score_E - (per_id + per_count * count_E), mask=is_mine)
-        if HAS_BIAS:
-            tl.debug_barrier()
-            slot, asks = slot_of(bias_slots, row)
-            num_ids = tl.where(asks, tl.load(num_biases + slot), 0)
-            for start in range(0, num_ids, ENTRIES):
-                is_entry = start + entries < num_ids
-                listed = tl.load(bias_ids + slot * bias_ids_stride + start + entries, mask=is_entry, other=-1)
-                amount_E = tl.load(amounts + slot * amounts_stride + start + entries, mask=is_entry, other=0.0)
-                is_mine = is_entry & (listed >= first_id) & (listed < first_id + IDS) & (listed < vocab_size)
-                score_E = tl.load(score_row + listed, mask=is_mine, other=0.0)
-                tl.store(score_row + listed, score_E + amount_E, mask=is_mine)
-        if HAS_SEEN or HAS_COUNTS or HAS_BIAS:
-            tl.debug_barrier()
-            scores_V = tl.load(score_row + ids, mask=is_id, other=float("-inf"))
+        tl.debug_barrier()
+        slot, asks = slot_of(seen_slots, row)
+        penalty = tl.load(penalties + slot)
+        num_ids = tl.where(asks, tl.load(num_seen + slot), 0)
+        for start in range(0, num_ids, ENTRIES):
+            is_entry = start + entries < num_ids
+            listed = tl.load(seen_ids + slot * ids_stride + start + entries, mask=is_entry, other=-1)
+            is_mine = is_entry & (listed >= first_id) & (listed < first_id + IDS) & (listed < vocab_size)
+            score_E = tl.load(score_row + listed, mask=is_mine, other=0.0)
+            score_E = tl.where(score_E < 0.0, score_E * penalty, tl.div_rn(score_E, penalty))
+            tl.store(score_row + listed, score_E, mask=is_mine)
+        tl.debug_barrier()
+        slot, asks = slot_of(count_slots, row)
+        per_id, per_count = tl.load(presence + slot), tl.load(frequency + slot)
+        num_ids = tl.where(asks, tl.load(num_counted + slot), 0)
+        for start in range(0, num_ids, ENTRIES):
+            is_entry = start + entries < num_ids
+            listed = tl.load(count_ids + slot * count_ids_stride + start + entries, mask=is_entry, other=-1)
+            count_E = tl.load(counts + slot * counts_stride + start + entries, mask=is_entry, other=0.0)
+            is_mine = (count_E > 0.0) & (listed >= first_id) & (listed < first_id + IDS) & (listed < vocab_size)
+            score_E = tl.load(score_row + listed, mask=is_mine, other=0.0)
+            tl.store(score_row + listed, score_E - (per_id + per_count * count_E), mask=is_mine)
+        tl.debug_barrier()
+        slot, asks = slot_of(bias_slots, row)
+        num_ids = tl.where(asks, tl.load(num_biases + slot), 0)
+        for start in range(0, num_ids, ENTRIES):
+            is_entry = start + entries < num_ids
+            listed = tl.load(bias_ids + slot * bias_ids_stride + start + entries, mask=is_entry, other=-1)
+            amount_E = tl.load(amounts + slot * amounts_stride + start + entries, mask=is_entry, other=0.0)
+            is_mine = is_entry & (listed >= first_id) & (listed < first_id + IDS) & (listed < vocab_size)
+            score_E = tl.load(score_row + listed, mask=is_mine, other=0.0)
+            tl.store(score_row + listed, score_E + amount_E, mask=is_mine)
+        tl.debug_barrier()
+        scores_V = tl.load(score_row + ids, mask=is_id, other=float("-inf"))
         best, best_id = best_of(scores_V, ids, is_id, last_id)
         base = tl.where(best == float("-inf"), 0.0, best)
     tl.store(best_scores + at, best)

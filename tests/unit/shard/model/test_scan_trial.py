@@ -28,12 +28,20 @@ class Watched(PlainKernels):
         return super().gumbel(*given)
 
 
-def test_each_change_is_run_alone_and_beside_draws() -> None:
+def test_passes_with_and_without_changes_are_run_beside_draws() -> None:
+    """More kinds of passes than these have no kernels of their own (`test_compiled_scans.py`)."""
     kernels = Watched()
     compile_scans(kernels, vocab_size=VOCABULARY, device=torch.device("cpu"))
     found = {(names, num_candidates > 0) for _, names, num_candidates in kernels.passes}
     assert len(found) == len(kernels.passes)  # none is run twice
     scores = frozenset(field.name for field in fields(ScoreChanges)) - {"temperatures"}
-    for names in (frozenset[str](), *(frozenset({name}) for name in scores), scores):
-        assert {(names, False), (names, True), (names | {"temperatures"}, True)} <= found
+    assert found == {
+        (names | heat, is_drawn)
+        for names in (frozenset[str](), scores)
+        for heat, is_drawn in (
+            (frozenset[str](), False),
+            (frozenset[str](), True),
+            (frozenset({"temperatures"}), True),
+        )
+    }
     assert kernels.num_noises == 1

@@ -24,6 +24,7 @@ from textmill_shard.triton_kernels.variants import (
     CHANGES,
     LIST_ENTRIES,
     SCAN_IDS,
+    SCORE_CHANGES,
     VARIANTS,
     Change,
     GateCase,
@@ -167,10 +168,20 @@ def changes_of(names: tuple[Change, ...]) -> ScoreChanges:
     )
 
 
-@pytest.mark.parametrize("variant", SCANS, ids=lambda variant: variant.name)
-def test_each_first_pass_of_the_table_agrees_with_plain_torch(variant: Variant) -> None:
-    case = variant.case
-    assert isinstance(case, ScanCase)
+# Beside the variants of the table, each change alone: rows tell by numbers for which changes they ask.
+SCAN_CASES = list(
+    dict.fromkeys(
+        (
+            *(variant.case for variant in SCANS if isinstance(variant.case, ScanCase)),
+            *(ScanCase(SCAN_VOCAB, (change,), is_drawn) for change in SCORE_CHANGES for is_drawn in (False, True)),
+            ScanCase(SCAN_VOCAB, ("counts", "mask")),
+        )
+    )
+)
+
+
+@pytest.mark.parametrize("case", SCAN_CASES, ids=lambda case: f"{'+'.join(case.changes)} {case.has_candidates}")
+def test_each_first_pass_agrees_with_plain_torch(case: ScanCase) -> None:
     logits_NV = random(4, SCAN_VOCAB + 3)[:, :SCAN_VOCAB] * 3
     logits_NV[0, 17] = -torch.inf
     before_NV = logits_NV.clone()
@@ -287,11 +298,11 @@ def test_draws_search_no_whole_row_for_their_candidates(
     assert searched[0] == 2
 
 
-def test_the_table_has_each_change_alone_and_all_together() -> None:
+def test_the_table_has_passes_with_and_without_changes() -> None:
     found = {variant.case.changes for variant in SCANS if isinstance(variant.case, ScanCase)}
-    assert found == {(), *((change,) for change in CHANGES), CHANGES}
+    assert found == {(), ("temperature",), SCORE_CHANGES, CHANGES}
     with_candidates = {variant.case.changes for variant in SCANS if getattr(variant.case, "has_candidates", False)}
-    assert with_candidates == {(), ("temperature",), CHANGES}
+    assert with_candidates == found
 
 
 @pytest.mark.parametrize("num_ids", [1, 255, 1024])

@@ -43,6 +43,7 @@ from textmill_shard.loader.model_loader import load_model
 from textmill_shard.loop_thread import LoopThread
 from textmill_shard.model.adapter import PreparedAdapter
 from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.model.kv_allocation import allocate_planned_kv
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
 from textmill_shard.model.media import MediaFacts
 from textmill_shard.model.memory import DrawTrials, KvMemoryOptions
@@ -295,8 +296,8 @@ def _load(
     )
     max_step_tokens = options_kept.max_step_tokens
     status.progress.measure_warm_up(memory.step_s)
+    memory = allocate_planned_kv(runner, memory)
     num_blocks = memory.num_blocks
-    runner.allocate_kv(num_blocks)
     record_graphs(
         settings,
         runner,

@@ -67,7 +67,7 @@ class Together:
         if worst is Outcome.NO_MEMORY and outcome is Outcome.DONE:
             reason = "memory ran out on another rank"
         elif worst is Outcome.FAULT and outcome is not Outcome.FAULT:
-            reason = "another rank has no graph"
+            reason = "another rank has failed"
         return Verdict(worst, reason)
 
     def rehearse(self, work: Callable[[], None]) -> Verdict:

@@ -293,7 +293,7 @@ def plan_narrow(folder: Path, parallel: TensorParallel) -> NarrowSight:
 def _counted() -> Iterator[Counter[str]]:
     """Count the calls by which ranks exchange tensors."""
     counts: Counter[str] = Counter()
-    before = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "broadcast")}
+    before = {name: getattr(dist, name) for name in ("all_reduce", "all_gather_into_tensor", "broadcast")}
 
     def counting(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -46,6 +46,10 @@ class TensorParallel:
 
         The group uses gloo on the CPU and NCCL on CUDA devices. Ranks of one machine also share memory, unless
         `native_cache_dir` is None, because the native kernels do the exchange.
+
+        NCCL is set up on the device within this call, so that a fault of the links is told here and not in a step. Its
+        set-up waits for ever for a rank that does not come, so that the ranks meet before, with a limit of time. An
+        exchange of NCCL that takes longer than `timeout_s` ends the process (by SIGABRT, from a thread of torch).
         """
         if world_size == 1:
             return TensorParallel()
@@ -53,12 +57,18 @@ class TensorParallel:
         store = open_store(
             rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port, timeout=timeout
         )
-        is_cuda = device.startswith("cuda")
-        dist.init_process_group(
-            "nccl" if is_cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout
-        )
         rooms = open_rooms(
             store, 2, rank=rank, world_size=world_size, native_cache_dir=native_cache_dir, timeout_s=timeout_s
+        )
+        is_cuda = device.startswith("cuda")
+        dist.init_process_group(
+            "nccl" if is_cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            # Without a device NCCL takes that of the first tensor, and torch guesses one for a barrier, by the rank.
+            device_id=torch.device(device) if is_cuda else None,
         )
         entry_room, room = (None, None) if rooms is None else rooms
         return TensorParallel(rank, world_size, room=None if is_cuda else room, entry_room=entry_room)
@@ -110,12 +120,13 @@ class TensorParallel:
         if self.world_size == 1:
             return tensor.unsqueeze(0)
         if self._exchanges.rest:
-            return torch.stack([tensor.clone() for _ in range(self.world_size)])
+            return tensor.expand(self.world_size, *tensor.shape).contiguous()
         if self.room is not None:
             return self.room.gather(tensor)
-        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.stack(parts)
+        numbers = tensor.flatten()
+        parts = numbers.new_empty(self.world_size * len(numbers))
+        dist.all_gather_into_tensor(parts, numbers)
+        return parts.view(self.world_size, *tensor.shape)
 
     def min_int(self, value: int, device: torch.device) -> int:
         """Return the smallest of the values that the ranks bring."""

@@ -61,5 +61,24 @@ def test_known_words_choose_the_advice(line: str, hint: str) -> None:
     assert hint in advice(1, ["first", line])
 
 
+WATCHDOG = (
+    "terminate called after throwing an instance of 'c10::DistBackendError'",
+    "  what():  [PG ID 0 PG GUID 0(default_pg) Rank 1] Watchdog caught collective operation timeout: "
+    "WorkNCCL(SeqNum=42, OpType=ALLREDUCE, NumelIn=4096, NumelOut=4096, Timeout(ms)=600000) ran for 600017 "
+    "milliseconds before timing out.",
+    "frame #1: c10d::ProcessGroupNCCL::watchdogHandler() (libtorch_cuda.so)",
+)
+
+
+def test_an_exchange_of_nccl_that_torch_gave_up_is_told_with_its_rank() -> None:
+    """A thread of torch ends the process with the lines of a C++ exception, which has no exit code of ours."""
+    told = ending(-6, *WATCHDOG)
+    first, *lines = told.describe().splitlines()
+    assert first.startswith("shard rank 1 was killed by SIGABRT while serving")
+    assert "NCCL_DEBUG=INFO" in first
+    assert any("OpType=ALLREDUCE" in line for line in lines)
+    assert told.launcher_exit_code == 134
+
+
 def test_silent_child_is_said_to_be_silent() -> None:
     assert "it wrote nothing" in ending(1).describe()

@@ -218,7 +218,7 @@ def test_a_step_of_fused_layers_and_experts_reduces_once_per_attention_and_once_
         is_table_cut = "VocabularyParallelEmbedding" in rank[name].layer_kinds
         is_head_cut = "VocabularyParallelHead" in rank[name].layer_kinds  # not where tied to a table that stands whole
         assert rank[name].exchanges["all_reduce"] == 2 * FAMILIES[name].num_layers + is_table_cut
-        assert rank[name].exchanges["all_gather"] == is_head_cut
+        assert rank[name].exchanges["all_gather_into_tensor"] == is_head_cut
         if name + SHARED in rank:  # where there is a C compiler
             assert "PackedRowLinear" in rank[name + SHARED].layer_kinds
             num_shared = 2 * FAMILIES[name].num_layers + is_table_cut + is_head_cut
@@ -231,7 +231,7 @@ def test_a_step_reduces_once_per_attention_and_once_per_mlp(ranks: list[Mapping[
     num_layers = 2
     for rank in ranks:
         is_table_cut = "VocabularyParallelEmbedding" in rank[name].layer_kinds
-        assert rank[name].exchanges == {"all_reduce": 2 * num_layers + is_table_cut, "all_gather": 1}
+        assert rank[name].exchanges == {"all_reduce": 2 * num_layers + is_table_cut, "all_gather_into_tensor": 1}
 
 
 @needs_ranks

@@ -13,6 +13,7 @@ import pytest
 import torch
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
+from textmill_shard.engine.draw_trial import DrawTrial
 from textmill_shard.engine.follower import Follower
 from textmill_shard.engine.rank_channel import RankEntry
 from textmill_shard.engine.status import ShardStatus
@@ -22,11 +23,13 @@ from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.native.ranks import RankRoom
+from textmill_shard.sampling import draw
+from textmill_shard.sampling.row_scan import DeviceRowScanner
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.slots.plan import IdArray, Plan
 from textmill_shard.slots.sampling_params import SamplingParams
 
-from tests.fakes.fake_gpu import FakeGpu
+from tests.fakes.fake_gpu import FakeGpu, ShapeKernels
 from tests.fakes.formula_adapters import read_shift
 from tests.fakes.step_engine import make_part_sampling
 from tests.fakes.tiny_models import make_tiny_llama
@@ -194,3 +197,32 @@ def test_ranks_that_share_a_vocabulary_wait_for_no_token(
     assert channel.entries == []
     assert channel.num_shared == 2 * num_steps
     assert (gpu.num_waits, gpu.counts["copy to the host"]) == (0, 0)
+
+
+@pytest.mark.parametrize("has_parts", [False, True])
+def test_the_trial_of_the_largest_step_mixes_no_devices(
+    gpu: FakeGpu, runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, has_parts: bool
+) -> None:
+    """Its rows are settled too, for which the host waits. That is a matter of the start alone."""
+    vocab_size, num_rows = 4000, 3
+    vocabulary = None
+    if has_parts:
+        parallel = TensorParallel(0, 2, room=cast(RankRoom, TwinRoom()))
+        vocabulary = SharedVocabulary(parallel, (vocab_size // 2, vocab_size // 2))
+    # Which rows are open is a number, which a GPU without values does not have.
+    monkeypatch.setattr(draw, "_groups", lambda marks_S: [torch.zeros(2, dtype=torch.int64, device=marks_S.device)])
+    kernels = ShapeKernels(gpu)
+    with gpu:
+        trial = DrawTrial(
+            num_slots=4,
+            vocab_size=vocab_size,
+            longest_text=50,
+            device=torch.device("cuda:0"),
+            scanner=DeviceRowScanner(kernels),
+            vocabulary=vocabulary,
+        )
+        num_ids = vocab_size if vocabulary is None else vocabulary.num_ids
+        trial.sample(ForwardOutput(logits_NV=torch.zeros(num_rows, num_ids, device="cuda:0"), hidden_TD=None))
+    assert gpu.counts["scan_parts"] == (3 if has_parts else 2)  # by one pass, and where stages change the scores
+    assert gpu.counts["sort"] >= 2  # of all scores of some rows
+    assert gpu.counts["gumbel"] >= 8

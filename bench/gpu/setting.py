@@ -36,7 +36,7 @@ class Setting:
     no_kernels: str = ""  # why Triton cannot run here
     rates: dict[str, float] = field(
         default_factory=dict
-    )  # measured: "copy" bytes/s, "product" operations/s, "streams" tokens/s
+    )  # measured: "copy" bytes/s, "product" operations/s, "streams" tokens/s, "decode of N" ms of N rows alone
     _other: list[torch.Tensor] = field(default_factory=list)  # at most one, which is read to displace what was read
 
     @property

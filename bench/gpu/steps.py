@@ -228,6 +228,7 @@ def _time_decode(setting: Setting, runner: ModelRunner, sizes: Sizes, num_rows: 
     floor_ms = (weight_bytes + kv_bytes) / setting.rates.get("copy", BYTES_PER_S) * 1e3
     numbers = step_times(setting, runner, sizes, batch)
     best_ms = min(float(numbers[name]) for name in ("ms", "graph ms") if name in numbers)
+    setting.rates[f"decode of {num_rows}"] = best_ms
     return Row(
         f"decode of {num_rows} rows, {sizes.context} context",
         {**numbers, "floor ms": floor_ms, "ratio": best_ms / floor_ms},

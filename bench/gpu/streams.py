@@ -18,7 +18,7 @@ STEP_TOKENS = 8192  # of the largest step
 TRACED_TOKENS = 12  # of each stream: the file of the trace grows with each launch
 WARM_UP_TOKENS = 8
 MOST_HOST_MS = 0.5  # aim: processor time of the step loop for a step
-LEAST_DEVICE_SHARE = 0.95  # aim: so much of a step's time the device computes, so that the host's time is hidden
+LEAST_SHARE = 0.95  # aim: of a step's time, the time of such a step alone on the device, so that the host is hidden
 LEAST_RATIO = 3.0  # aim: tokens per second beside those of transformers
 
 
@@ -122,17 +122,21 @@ def _row(setting: Setting, name: str, found: LoopRun, *, is_judged: bool, is_as_
         found.median_ms(seconds_of)
         for seconds_of in (lambda step: step.whole_s, lambda step: step.device_s, lambda step: step.host_s)
     )
-    is_met = host_ms < MOST_HOST_MS and device_ms >= LEAST_DEVICE_SHARE * whole_ms
+    # The device's own time of a step begins before the host has launched the step, so that a host that is late shows
+    # beside a step alone.
+    alone_ms = setting.rates.get(f"decode of {len(found.tokens)}", device_ms)
+    is_met = host_ms < MOST_HOST_MS and alone_ms >= LEAST_SHARE * whole_ms
     return Row(
         name,
         {
             "tokens/s": sum(map(len, found.tokens)) / found.seconds,
             "ms a step": whole_ms,
             "device ms a step": device_ms,
+            "ms of a step alone": alone_ms,
             "host ms a step": host_ms,
         },
         is_fine=None if is_as_named else False,
-        aim=f"host < {MOST_HOST_MS} ms, device >= {LEAST_DEVICE_SHARE:.0%} of the step" if is_judged else "",
+        aim=f"host < {MOST_HOST_MS} ms, alone >= {LEAST_SHARE:.0%} of the step" if is_judged else "",
         meets_aim=setting.judge(is_met) if is_judged else None,
     )
 

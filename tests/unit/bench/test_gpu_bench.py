@@ -19,6 +19,7 @@ from bench.gpu import parts as parts_file
 from bench.gpu import setting as setting_file
 from bench.gpu.__main__ import main
 from bench.gpu.kernel_checks import check_kernels, worst
+from bench.gpu.loop import LoopRun, StepTimes
 from bench.gpu.messages import CannotRun, Job
 from bench.gpu.plan import plan_run
 from bench.gpu.report import Report, Row
@@ -250,6 +251,19 @@ def test_kernels_of_a_step_are_those_of_the_device_the_longest_first() -> None:
     assert whole.numbers == {"launches": 96, "us": 52.0, "us on paper": 26.0}
     assert first.name == "decode: paged_attention"
     assert first.numbers["share"] == pytest.approx(40 / 52)
+
+
+@pytest.mark.parametrize(
+    ("whole_s", "host_s", "is_met"), [(6.2e-3, 0.4e-3, True), (6.2e-3, 0.6e-3, False), (6.4e-3, 0.4e-3, False)]
+)
+def test_a_host_that_is_late_shows_beside_a_step_alone(
+    timed: Setting, whole_s: float, host_s: float, *, is_met: bool
+) -> None:
+    """The device's own time of a step counts the wait for the launch too, and is the whole step in each case."""
+    timed.rates["decode of 2"] = 6.0
+    found = LoopRun(tokens=[[1] * 3] * 2, seconds=1.0, decodes=[StepTimes(whole_s, whole_s, host_s)] * 3)
+    row = streams._row(timed, "2 streams", found, is_judged=True, is_as_named=True)
+    assert row.meets_aim is is_met
 
 
 def test_the_pool_of_a_timed_step_is_full_of_noise_in_each_type(setting: Setting) -> None:

@@ -222,6 +222,33 @@ def test_what_is_not_kept_is_refused_by_name(
         assert f"`{param.partition('[')[0].partition('.')[0]}" in error["message"]
 
 
+TOP_OF_TGI = {
+    "max_new_tokens": 4,
+    "max_tokens": 4,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "stop": ["x"],
+    "do_sample": False,
+    "seed": 7,
+    "details": True,
+    "grammar": {"type": "regex", "value": "a"},
+    "adapter_id": "poet",
+    "return_full_text": False,
+}
+
+
+@pytest.mark.parametrize("route", ["/generate", "/generate_stream", "/", "/invocations"])
+@pytest.mark.parametrize("field", TOP_OF_TGI)
+def test_parameter_beside_parameters_is_refused(client: httpx.Client, route: str, field: str) -> None:
+    body = {"inputs": "hi", "parameters": {"max_new_tokens": 2}}
+    answer = client.post(route, json={**body, field: TOP_OF_TGI[field]})
+    assert answer.status_code == 422
+    place = "max_new_tokens" if field == "max_tokens" else field
+    wanted = f"`{field}` is not supported: its place is `parameters.{place}`; leave it out"
+    assert answer.json() == {"error": f"Input validation error: {wanted}", "error_type": "validation"}
+    assert client.post(route, json={**body, field: None}).status_code == 200
+
+
 @pytest.mark.parametrize("route", PROMPTS)
 def test_fields_that_ask_for_nothing_are_taken(client: httpx.Client, route: str) -> None:
     nothing: dict[str, Any] = {

@@ -7,7 +7,13 @@ import msgspec
 from starlette.types import Scope
 
 from textmill_router.api.tgi.compat_wish import read_compat_wish
-from textmill_router.api.tgi.types import NO_OPTIONS, CompatBody, GenerateBody, requested_parameters
+from textmill_router.api.tgi.types import (
+    NO_OPTIONS,
+    CompatBody,
+    GenerateBody,
+    TgiParameters,
+    requested_parameters,
+)
 from textmill_router.api.tgi.work import GenerateMode, TgiWork, check_batch
 from textmill_router.api.tgi.writing_types import TextAnswer
 from textmill_router.api.tgi.writing_wish import Wish
@@ -23,8 +29,15 @@ from textmill_router.serving.service import Service
 from textmill_router.serving.timings import wants_timings
 from textmill_router.serving.validation import CheckedParameters, check_parameters
 
-# Fields that bind the answer on other routes or servers; none of them is TGI's.
+# Fields that bind the answer on other routes or servers; none of them is TGI's. A parameter beside `parameters` would
+# be ignored, so that an answer would go on to the end of the window, for example.
 _REFUSED = {
+    **{
+        field.name: f"its place is `parameters.{field.name}`"
+        for field in msgspec.structs.fields(TgiParameters)
+        if field.name not in CompatBody.__struct_fields__
+    },
+    "max_tokens": "its place is `parameters.max_new_tokens`",
     **{
         f"parameters.{name}": "use `parameters.grammar`"
         for name in (

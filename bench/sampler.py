@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from textmill_shard.distributed.index_ranges import even_range
 from textmill_shard.distributed.parallel import TensorParallel
-from textmill_shard.engine.batch_builder import build_step_rows
+from textmill_shard.engine.wish_upload import build_step_rows
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.sampling.part_sampler import PartSampler
 from textmill_shard.sampling.sampler import Sampler

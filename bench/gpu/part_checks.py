@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from textmill_shard.distributed.parallel import TensorParallel
-from textmill_shard.engine.batch_builder import build_step_rows
+from textmill_shard.engine.wish_upload import build_step_rows
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.sampling.part_rows import WholeRows
 from textmill_shard.sampling.part_sampler import PartSampler

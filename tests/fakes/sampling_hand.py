@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from textmill_shard.engine.batch_builder import build_step_rows
+from textmill_shard.engine.wish_upload import build_step_rows
 from textmill_shard.model.forward_batch import RowScan
 from textmill_shard.sampling.grammar_mask import GrammarMask
 from textmill_shard.sampling.row_scan import RowScanner

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from textmill_shard.distributed.parallel import TensorParallel
-from textmill_shard.engine.batch_builder import WishUpload
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import Upload
+from textmill_shard.engine.wish_upload import WishUpload
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model.runner import ModelRunner

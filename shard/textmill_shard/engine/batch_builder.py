@@ -1,4 +1,4 @@
-"""Turns the rows of a step into the tensors of its forward pass and of its sampling.
+"""Turns the rows of a step into the tensors of its forward pass.
 
 The arrays of a step reach the device in one copy (`upload.py`). Only the stages of the sampler copy something else: the
 state of a slot when a request takes the slot, and the mask of a grammar, which does not exist before the forward pass
@@ -7,6 +7,7 @@ begins.
 
 # T tokens of the step, R rows, B blocks of the widest table, N rows that sample, m tokens that take a row of an item
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from textmill_shard.engine.upload import HostArray, Upload
 from textmill_shard.model.decode_graphs import DecodeGraphs, SeatedStep
 from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardBatch, HostRows, MediaStep
-from textmill_shard.sampling.row_selection import Selection, StageRows, StepRows
 from textmill_shard.slots.plan import NO_IDS, IdArray
 from textmill_shard.slots.slot_table import SlotTable
 from textmill_shard.slots.step_composer import ComposedStep
@@ -89,10 +89,6 @@ class BatchBuilder:
             rows = self._media.take(pieces)
             media = MediaStep(upload.tensor(numbers.pop("media_places_m")), rows.rows_nD, rows.deepstack_knD)
         is_single = step.is_decode
-        on_host = None
-        if self._has_host_rows:
-            starts, logit_rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
-            on_host = HostRows(query_starts=tuple(starts), logit_rows=tuple(logit_rows))
         tensors: dict[str, Any] = {name: upload.tensor(number) for name, number in numbers.items()}
         if feed is not None:
             tensors["input_ids_T"] = feed.take(tensors["input_ids_T"], tensors["slots_R"])
@@ -101,7 +97,7 @@ class BatchBuilder:
             max_query_len=1 if is_single else int(step.counts_R.max()),
             max_context_len=int(step.starts_R.max()) + 1 if is_single else int((step.starts_R + step.counts_R).max()),
             adapters_on_host=adapters_on_host,
-            on_host=on_host,
+            on_host=self._on_host(arrays),
             media=media,
             keeps_parts=self._shares_vocabulary,
         )
@@ -113,16 +109,13 @@ class BatchBuilder:
 
         The caller builds such a step. The table holds each token that the step computes, unless `feed` does.
         """
-        slots_R, starts_R = step.slots_R, step.starts_R
-        num_blocks = -(-(int(starts_R.max()) + 1) // self._block_size)
-        rows = DecodeRows(
-            slots_R=slots_R,
-            starts_R=starts_R,
+        slots_R = step.slots_R
+        rows = self._decode_rows(
+            table,
+            slots_R,
+            step.starts_R,
             tokens_R=table.last_tokens[slots_R] if feed is None else None,
-            block_tables_RB=table.block_tables_SB[slots_R, :num_blocks],
-            adapters_R=_adapters(table, slots_R),
-            is_long_rope_R=table.is_long_rope[slots_R] if self._has_two_rope_tables else None,
-            rope_deltas_R=table.rope_deltas[slots_R] if table.num_roped else None,
+            block_tables_RB=table.block_tables_SB[slots_R, : self._num_blocks(step.starts_R)],
         )
         seated = graphs.seat(rows, keeps_parts=self._shares_vocabulary)
         if seated is not None:
@@ -134,23 +127,45 @@ class BatchBuilder:
     def seat_apart(self, graphs: DecodeGraphs, table: SlotTable, rows: ApartRows) -> SeatedStep | None:
         """Send sequences beside the tables of their slots to the memory of a graph. None: no graph holds them."""
         seated = graphs.seat(
-            DecodeRows(
-                slots_R=rows.slots_R,
-                starts_R=rows.starts_R,
+            self._decode_rows(
+                table,
+                rows.slots_R,
+                rows.starts_R,
                 tokens_R=rows.tokens_R,
                 block_tables_RB=self._tables_apart(table, rows),
-                adapters_R=_adapters(table, rows.slots_R),
-                is_long_rope_R=table.is_long_rope[rows.slots_R] if self._has_two_rope_tables else None,
-                rope_deltas_R=table.rope_deltas[rows.slots_R] if table.num_roped else None,
             )
         )
         if seated is not None:
             Upload(self._device).send_behind(seated.packed, graphs.memory)
         return seated
 
+    def _decode_rows(
+        self,
+        table: SlotTable,
+        slots_R: IdArray,
+        starts_R: IdArray,
+        *,
+        tokens_R: IdArray | None,
+        block_tables_RB: npt.NDArray[np.int32],
+    ) -> DecodeRows:
+        """Return one token per row in the form that graphs take, with what the table says of the slots."""
+        return DecodeRows(
+            slots_R=slots_R,
+            starts_R=starts_R,
+            tokens_R=tokens_R,
+            block_tables_RB=block_tables_RB,
+            adapters_R=_adapters(table, slots_R),
+            is_long_rope_R=table.is_long_rope[slots_R] if self._has_two_rope_tables else None,
+            rope_deltas_R=table.rope_deltas[slots_R] if table.num_roped else None,
+        )
+
+    def _num_blocks(self, starts_R: IdArray) -> int:
+        """Return the blocks that the longest of the contexts takes with one more token."""
+        return -(-(int(starts_R.max()) + 1) // self._block_size)
+
     def _tables_apart(self, table: SlotTable, rows: ApartRows) -> npt.NDArray[np.int32]:
         """Return the block tables `[R, B]` of sequences beside the tables of their slots."""
-        num_blocks = -(-(int(rows.starts_R.max()) + 1) // self._block_size)
+        num_blocks = self._num_blocks(rows.starts_R)
         block_tables_RB = np.full((len(rows.slots_R), num_blocks), table.num_blocks, dtype=np.int32)
         start = 0
         for tables_WB in rows.tables:
@@ -174,18 +189,21 @@ class BatchBuilder:
         upload = Upload(self._device)
         numbers = {name: upload.add(values) for name, values in arrays.items()}
         upload.send()
-        on_host = None
-        if self._has_host_rows:
-            starts, logit_rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
-            on_host = HostRows(query_starts=tuple(starts), logit_rows=tuple(logit_rows))
         tensors: dict[str, Any] = {name: upload.tensor(number) for name, number in numbers.items()}
         return ForwardBatch(
             **tensors,
             max_query_len=1,
             max_context_len=max_context_len,
             adapters_on_host=adapters_on_host,
-            on_host=on_host,
+            on_host=self._on_host(arrays),
         )
+
+    def _on_host(self, arrays: Mapping[str, HostArray]) -> HostRows | None:
+        """Return the numbers of the rows that a layout takes from the host, or None for one that takes none."""
+        if not self._has_host_rows:
+            return None
+        starts, logit_rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
+        return HostRows(query_starts=tuple(starts), logit_rows=tuple(logit_rows))
 
     def _mixed_arrays(self, table: SlotTable, step: ComposedStep) -> dict[str, HostArray]:
         """Return the arrays of a step of any rows, by the field of the batch."""
@@ -217,8 +235,7 @@ class BatchBuilder:
     def _decode_arrays(self, table: SlotTable, step: ComposedStep) -> dict[str, HostArray]:
         """Return the arrays of a step of one token per row, in fewer operations than `_mixed_arrays` takes."""
         slots_R, starts_R = step.slots_R, step.starts_R
-        num_blocks = -(-(int(starts_R.max()) + 1) // self._block_size)
-        tables_RB = table.block_tables_SB[slots_R, :num_blocks]
+        tables_RB = table.block_tables_SB[slots_R, : self._num_blocks(starts_R)]
         return self._single_arrays(table, slots_R, starts_R, table.last_tokens[slots_R], tables_RB)
 
     def _single_arrays(
@@ -255,36 +272,6 @@ class BatchBuilder:
     def to_device(self, values: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> torch.Tensor:
         """Return a copy of `values` on the device. On a CPU, the tensor shares the memory of `values` instead."""
         return torch.from_numpy(values).to(self._device)
-
-
-class WishUpload:
-    """The rows of each wish of a step, on their way to the device in the upload of the step."""
-
-    def __init__(self, selection: Selection, upload: Upload) -> None:
-        self._selection = selection
-        self._upload = upload
-        self._numbers = [
-            None if rows is None else (upload.add(rows.rows_G), upload.add(rows.slots_G)) for rows in selection
-        ]
-
-    def rows(self) -> StepRows:
-        """Return the rows on the device. The upload has been sent."""
-        return [
-            None
-            if numbers is None or rows is None
-            else StageRows(
-                rows_G=self._upload.tensor(numbers[0]), slots_G=self._upload.tensor(numbers[1]), on_host=rows
-            )
-            for numbers, rows in zip(self._numbers, self._selection, strict=True)
-        ]
-
-
-def build_step_rows(selection: Selection, device: torch.device) -> StepRows:
-    """Copy the rows of each wish to the device of the scores, by themselves."""
-    upload = Upload(device)
-    wishes = WishUpload(selection, upload)
-    upload.send()
-    return wishes.rows()
 
 
 def _gather_tokens(table: SlotTable, step: ComposedStep, query_starts_R: IdArray) -> IdArray:

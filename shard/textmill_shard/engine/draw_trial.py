@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from textmill_shard.engine.batch_builder import build_step_rows
+from textmill_shard.engine.wish_upload import build_step_rows
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.sampling.draw import FULL_ROWS

@@ -11,11 +11,11 @@ from collections import deque
 import numpy as np
 import torch
 
-from textmill_shard.engine.batch_builder import WishUpload
 from textmill_shard.engine.part_desk import Gift, give_part
 from textmill_shard.engine.rank_channel import Look, RankChannel
 from textmill_shard.engine.slot_admission import admit_to
 from textmill_shard.engine.upload import Upload
+from textmill_shard.engine.wish_upload import WishUpload
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.sampling.part_sampler import PartSampler
 from textmill_shard.sampling.row_selection import Selection, StepRows

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from textmill_shard.device import is_device_gone
-from textmill_shard.engine.batch_builder import WishUpload, build_step_rows
 from textmill_shard.engine.part_desk import Gift, PartDesk, host_scan
 from textmill_shard.engine.slot_admission import admit_to
 from textmill_shard.engine.upload import HostArray, Upload, to_host
+from textmill_shard.engine.wish_upload import WishUpload, build_step_rows
 from textmill_shard.grammar.fault import GrammarFault
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.model.forward_batch import ForwardOutput, HostScan

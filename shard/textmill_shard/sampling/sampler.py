@@ -88,7 +88,7 @@ class WishPlaces:
 class Sampler:
     """Owns the sampling state of the slots, on one device.
 
-    `admit` begins the state of a request. Each step calls `select` once, whose result `batch_builder.py` copies to the
+    `admit` begins the state of a request. Each step calls `select` once, whose result `wish_upload.py` copies to the
     device, then `sample` once, which changes no state, and `append` once. Tests may change `num_candidates`: any number
     gives tokens of one distribution, but another number gives other tokens.
     """

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from textmill_shard.model.decode_graphs import CudaGraphRecorder, default_buckets
+from textmill_shard.model.decode_graphs import GraphRecorder, default_buckets
+from textmill_shard.model.graph_trial import GraphTrial
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.settings import ServeSettings
 
@@ -27,9 +28,19 @@ def graph_buckets(settings: ServeSettings, runner: ModelRunner, max_rows: int) -
     return tuple(sorted({min(size, max_rows) for size in settings.cuda_graphs}))
 
 
+def graph_trial(settings: ServeSettings, runner: ModelRunner, recorder: GraphRecorder) -> GraphTrial | None:
+    """Return which graphs will be recorded, so that their memory can be measured before; None where there are none."""
+    buckets = graph_buckets(settings, runner, settings.num_slots)
+    if not buckets:
+        return None
+    num_kinds = 1 if settings.lora_memory_bytes == 0 else 2  # without adapters, and with them
+    return GraphTrial(recorder, num_rows=max(buckets), num_graphs=num_kinds * len(buckets))
+
+
 def record_graphs(
     settings: ServeSettings,
     runner: ModelRunner,
+    recorder: GraphRecorder,
     on_progress: Callable[[float], None],
     *,
     num_blocks: int,
@@ -40,7 +51,7 @@ def record_graphs(
     buckets = graph_buckets(settings, runner, min(settings.num_slots, num_blocks))
     if buckets:
         runner.record_graphs(
-            CudaGraphRecorder(),
+            recorder,
             buckets,
             on_progress,
             num_slots=settings.num_slots,

@@ -34,7 +34,7 @@ from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.engine.token_reader import TokenReader
 from textmill_shard.errors import WRONG_SETTING, exit_code_of
-from textmill_shard.gpu_steps import graph_buckets, record_graphs, steps_overlap
+from textmill_shard.gpu_steps import graph_trial, record_graphs, steps_overlap
 from textmill_shard.grammar.matcher import MatcherFactory, load_matcher_factory
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.heap import trim_heap
@@ -42,6 +42,7 @@ from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.loop_thread import LoopThread
 from textmill_shard.model.adapter import PreparedAdapter
+from textmill_shard.model.decode_graphs import CudaGraphRecorder
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.model.kv_allocation import allocate_planned_kv
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
@@ -277,6 +278,7 @@ def _load(
         torch.set_num_threads(1)
     status.report_loading("kv_pool", 0.0)
     max_step_tokens = settings.step_tokens(has_encoder=runner.facts.layout == "encoder_decoder")
+    recorder = CudaGraphRecorder()
     memory, options_kept = plan_fitting_step(
         runner,
         KvMemoryOptions(
@@ -288,7 +290,7 @@ def _load(
             adapter_bytes=settings.lora_memory_bytes,
             media_bytes=_media_cache_bytes(settings, runner),
             num_sharing=settings.local_world_size * settings.num_replicas,
-            num_graph_rows=max(graph_buckets(settings, runner, settings.num_slots), default=0),
+            graphs=graph_trial(settings, runner, recorder),
         ),
         # More bytes for keys and values are not to be had from a smaller step.
         is_fixed=settings.max_step_tokens is not None or settings.kv_cache_bytes is not None,
@@ -301,6 +303,7 @@ def _load(
     record_graphs(
         settings,
         runner,
+        recorder,
         lambda share: status.report_loading("warmup", share),
         num_blocks=num_blocks,
         has_adapters=memory.adapter_bytes > 0,

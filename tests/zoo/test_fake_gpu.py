@@ -18,6 +18,7 @@ from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import Upload
 from textmill_shard.engine.wish_upload import WishUpload
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.graph_trial import GraphTrial
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
@@ -390,7 +391,7 @@ def test_launches_and_copies_of_a_graph_step_with_adapters(tmp_path: Path, monke
 
 
 def test_the_memory_that_graphs_keep_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the largest step the largest decode step is measured, and the numbers that graphs read are counted."""
+    """Beside the largest step the largest decode step is measured, and graphs are recorded to see what they take."""
     gpu = FakeGpu()
     make_tiny_llama(tmp_path, layers=1)
     runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32")
@@ -401,6 +402,8 @@ def test_the_memory_that_graphs_keep_is_set_aside(tmp_path: Path, monkeypatch: p
         tokens.append(len(batch.input_ids_T))
         return forward(batch)
 
+    taken: list[int] = []
+    monkeypatch.setattr("textmill_shard.model.graph_trial.taken_bytes", lambda _: taken.pop(0))
     measured: list[int] = []
 
     def peak(_: torch.device, run: Callable[[], object]) -> int:
@@ -416,11 +419,19 @@ def test_the_memory_that_graphs_keep_is_set_aside(tmp_path: Path, monkeypatch: p
     options = KvMemoryOptions(max_step_tokens=64, num_slots=8, memory_fraction=0.5)
     with gpu:
         plain = plan_kv_memory(runner, options)
-        with_graphs = plan_kv_memory(runner, replace(options, num_graph_rows=6))
+        graphs = ShapeGraphs(gpu)
+        taken[:] = [0, 7000, 7100]  # before, behind the graph of six rows, and behind that of three
+        with_graphs = plan_kv_memory(runner, replace(options, graphs=GraphTrial(graphs, num_rows=6, num_graphs=5)))
+        assert len(graphs.launches) == 2
+        taken[:] = [0, 10**6, 2 * 10**6]
+        with_large_graphs = plan_kv_memory(
+            runner, replace(options, graphs=GraphTrial(graphs, num_rows=6, num_graphs=5))
+        )
     # The logits of the step before, and the scores made of these, lie beside those of the largest step.
     assert plain.step_bytes == 64_000 + 2 * 8 * runner.facts.vocab_size * 4
     packed = 4 * (4 + 6 * (6 + runner.graph_sizes([6], num_slots=8).table_width))
     assert with_graphs.step_bytes - plain.step_bytes > 6000 + packed
     assert with_graphs.step_bytes - plain.step_bytes == 6000 + runner.graph_sizes([6], num_slots=8).num_bytes
-    assert measured == [64, 64, 6]
-    assert with_graphs.num_blocks < plain.num_blocks
+    assert with_large_graphs.step_bytes - plain.step_bytes == 10**6 + 4 * 10**6
+    assert measured == [64, 64, 6, 64, 6]
+    assert with_large_graphs.num_blocks < with_graphs.num_blocks < plain.num_blocks

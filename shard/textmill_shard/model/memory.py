@@ -13,6 +13,7 @@ import torch
 
 from textmill_shard.errors import NotEnoughMemory, is_of_memory
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.graph_trial import GraphTrial, graph_bytes
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.scan_trial import compile_scans
@@ -48,7 +49,7 @@ class KvMemoryOptions:
     adapter_bytes: int | None = 0  # set aside on this rank; None = ADAPTER_SHARE of the bytes for the cache
     media_bytes: int = 0  # set aside for images, beside the cache that `memory_fraction` gives
     num_sharing: int = 1  # ranks that share the memory of a CPU
-    num_graph_rows: int = 0  # of the largest decode step that becomes a graph, whose memory stays taken; 0 = no graphs
+    graphs: GraphTrial | None = None  # decode steps that become graphs, whose memory stays taken; None = no graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,7 @@ def _cost_of_largest(runner: ModelRunner, options: KvMemoryOptions, draws: DrawT
         # The measured step holds its own logits. With overlap those of the step before live on beside them, and so do
         # the scores that requests have made of these.
         kept_bytes = 2 * options.num_slots * _num_local_ids(runner) * torch.float32.itemsize
-        return measured.plus(kept_bytes + (_graph_bytes(runner, options) if options.num_graph_rows else 0))
+        return measured.plus(kept_bytes + _graph_bytes(runner, options))
     num_parts = -(-options.max_step_tokens // min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU))
     return measured.times(num_parts, num_parts).plus(logits_bytes)
 
@@ -278,11 +279,18 @@ def _longest_encoder_text(runner: ModelRunner, options: KvMemoryOptions) -> int:
 
 
 def _graph_bytes(runner: ModelRunner, options: KvMemoryOptions) -> int:
-    """Return the bytes that graphs keep: those of the largest decode step, and of the numbers that a graph reads."""
-    rows = [_scratch_row(runner, 1, num_logits=1) for _ in range(options.num_graph_rows)]
+    """Return the bytes that graphs keep: those of the largest decode step and its numbers, or more where more is taken.
+
+    What the driver and libraries take of their own shows only when graphs are recorded.
+    """
+    trial = options.graphs
+    if trial is None:
+        return 0
+    rows = [_scratch_row(runner, 1, num_logits=1) for _ in range(trial.num_rows)]
     decode = synthetic_batch(rows, block_size=runner.facts.block_size, device=runner.device)
-    sizes = runner.graph_sizes([options.num_graph_rows], num_slots=options.num_slots)
-    return peak_bytes(runner.device, lambda: runner.forward(decode)) + sizes.num_bytes
+    sizes = runner.graph_sizes([trial.num_rows], num_slots=options.num_slots)
+    computed = peak_bytes(runner.device, lambda: runner.forward(decode)) + sizes.num_bytes
+    return max(computed, graph_bytes(runner, trial, num_slots=options.num_slots))
 
 
 def _with_decoders(runner: ModelRunner, options: KvMemoryOptions, encoding: _Cost) -> _Cost:

@@ -225,6 +225,18 @@ class ModelRunner:
             has_rope_positions=self.media is not None and self.media.has_rope_positions,
         )
 
+    def make_graphs(self, sizes: GraphSizes) -> DecodeGraphs:
+        """Return graphs over the present pool, of which none is recorded yet."""
+        assert self._pool is not None
+        assert self.device_scans is not None
+        return DecodeGraphs(
+            forward=lambda batch: self._decoder.forward(batch, False),
+            unpacker=self.device_scans,
+            pool=self._pool,
+            sizes=sizes,
+            address_version=lambda: self.adapters.address_version,
+        )
+
     def record_graphs(
         self,
         recorder: GraphRecorder,
@@ -241,22 +253,15 @@ class ModelRunner:
         what is wrong with the graph of a bucket, or ""; None compares replays with steps. Returns False where a
         recording or a check fails on a rank. Steps are then launched one by one, as before.
         """
-        pool, unpacker = self._pool, self.device_scans
+        pool = self._pool
         assert pool is not None
-        assert unpacker is not None
         began_s = time.monotonic()
         has_adapters = adapter_rank > 0 and self.adapters.hold_any(adapter_rank)
         sizes = self.graph_sizes(buckets, num_slots=num_slots, num_blocks=pool.num_blocks)
         made: list[tuple[DecodeGraphs, Check]] = []
 
         def make() -> str:
-            graphs = DecodeGraphs(
-                forward=lambda batch: self._decoder.forward(batch, False),
-                unpacker=unpacker,
-                pool=pool,
-                sizes=replace(sizes, has_adapters=has_adapters),
-                address_version=lambda: self.adapters.address_version,
-            )
+            graphs = self.make_graphs(replace(sizes, has_adapters=has_adapters))
             made.append((graphs, check or GraphCheck(graphs, vocab_size=self.facts.vocab_size, dtype=self.dtype).fault))
             return ""
 

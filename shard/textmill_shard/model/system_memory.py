@@ -38,6 +38,19 @@ def free_device_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def taken_bytes(device: torch.device) -> int:
+    """Return the bytes of the device that anybody has taken, or of a CPU those that this process has.
+
+    What the allocator of a GPU keeps and nobody uses is given back before.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free)
+    return _status_bytes("VmRSS")
+
+
 def peak_bytes(device: torch.device, run: Callable[[], object]) -> int:
     """Return the most bytes that a call of `run` takes at a time beside the bytes that were taken before the call."""
     if device.type == "cuda":

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from textmill_shard.gpu_steps import graph_buckets, record_graphs, steps_overlap
+from textmill_shard.gpu_steps import graph_buckets, graph_trial, record_graphs, steps_overlap
 from textmill_shard.model.decode_graphs import CudaGraphRecorder, default_buckets
 from textmill_shard.settings import ServeSettings, load_settings
+
+RECORDER = CudaGraphRecorder()
 
 
 def serve(*flags: str) -> ServeSettings:
@@ -27,7 +29,7 @@ class Runner:
         self.asked: list[tuple[tuple[int, ...], dict[str, int]]] = []
 
     def record_graphs(self, recorder: object, buckets: tuple[int, ...], on_progress: Any, **sizes: int) -> bool:
-        assert isinstance(recorder, CudaGraphRecorder)
+        assert recorder is RECORDER
         self.asked.append((buckets, sizes))
         return True
 
@@ -65,7 +67,7 @@ def test_steps_of_as_many_rows_as_slots_and_blocks_allow_are_recorded(
 ) -> None:
     runner: Any = Runner()
     settings = serve("--num-slots", "40", "--max-lora-rank", "24")
-    record_graphs(settings, runner, lambda share: None, num_blocks=num_blocks, has_adapters=has_adapters)
+    record_graphs(settings, runner, RECORDER, lambda share: None, num_blocks=num_blocks, has_adapters=has_adapters)
     assert runner.asked == [(default_buckets(most), {"num_slots": 40, "adapter_rank": 24 if has_adapters else 0})]
 
 
@@ -83,6 +85,23 @@ def test_a_model_whose_launches_change_has_no_graphs_and_says_so(
 ) -> None:
     runner: Any = Runner(device, has_fixed_launches=False)
     with caplog.at_level(logging.WARNING):
-        record_graphs(serve(*flags), runner, lambda share: None, num_blocks=9, has_adapters=False)
+        record_graphs(serve(*flags), runner, RECORDER, lambda share: None, num_blocks=9, has_adapters=False)
     assert runner.asked == []
     assert ("launched one by one" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_rows", "num_graphs"),
+    [
+        (("--cuda-graphs", "1,8,64", "--num-slots", "40"), 40, 3),
+        (("--cuda-graphs", "1,8", "--num-slots", "40", "--lora-memory-bytes", "auto"), 8, 4),  # also with adapters
+    ],
+)
+def test_all_graphs_count_for_the_memory_that_is_set_aside(
+    flags: tuple[str, ...], num_rows: int, num_graphs: int
+) -> None:
+    runner: Any = Runner()
+    trial = graph_trial(serve(*flags), runner, RECORDER)
+    assert trial is not None
+    assert (trial.recorder, trial.num_rows, trial.num_graphs) == (RECORDER, num_rows, num_graphs)
+    assert graph_trial(serve(*flags, "--no-graphs"), runner, RECORDER) is None

@@ -4,6 +4,7 @@ Where `FakeGpu` moves a model that was loaded on the CPU, this GPU also loads mo
 tensor of the GPU is a tensor of the CPU of another class, which tells another device.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -168,7 +169,7 @@ def _check_devices(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 @contextmanager
 def valued_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let this thread have a GPU with values."""
+    """Let this thread have a GPU with values, and each thread that makes the GPU its device."""
     vmap = torch.vmap
 
     def vmap_on_gpu(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -182,7 +183,13 @@ def valued_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(torch, "vmap", vmap_on_gpu)
     monkeypatch.setattr(torch, "Generator", _Generator)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    main = threading.current_thread()
+
+    def set_device(_: object) -> None:
+        if threading.current_thread() is not main:
+            GpuMode().__enter__()  # until the thread ends
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     with GpuMode():

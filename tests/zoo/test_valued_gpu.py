@@ -1,7 +1,7 @@
 """Models load on a GPU whose tensors have values, and answer as on a CPU. What mixes the two devices raises.
 
-A text with chunks, rotary tables by the length of a text, sinks, states, and images ask most of the code that runs at
-the start, which looks at a model by running it. The kernels are stood in for by plain torch.
+Chunks, rotary tables by the length of a text, sinks, states, encoders, attention of a model's own and images ask most
+of the code that runs at the start, which looks at a model by running it. The kernels are stood in for by plain torch.
 """
 
 import time
@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from textmill_shard import lifecycle
+from textmill_shard.device import pick_device
 from textmill_shard.engine.engine import Engine
+from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.token_reader import HostMark, TokenReader
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
@@ -19,6 +22,7 @@ from textmill_shard.model.media import TokenSpan
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.sampling.row_scan import DeviceRowScanner
 from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.settings import ServeSettings, load_settings
 from textmill_shard.slots.sampling_params import SamplingParams
 
 from tests.fakes.plain_kernels import PlainKernels, load_by
@@ -31,9 +35,9 @@ from tests.zoo.entry import ZooEntry
 from tests.zoo.image_drive import make_image_model
 from tests.zoo.image_entry import ImageEntry
 from tests.zoo.images import IMAGE_ZOO
-from tests.zoo.table import FLAT, STATE
+from tests.zoo.table import ZOO
 
-TEXTS = ("llama4", "phi3, long context", "gpt_oss", "mamba")
+TEXTS = ("llama4", "phi3, long context", "gpt_oss", "mamba", "t5", "codegen")
 IMAGES = ("Qwen2-VL", "Qwen3-VL", "Gemma3", "Idefics3")
 # Of each kind of request some numbers that lie on the device.
 SAMPLINGS = (
@@ -48,7 +52,7 @@ def load(folder: Path, device: str) -> ModelRunner:
     return load_model(options, lambda phase, share: None)
 
 
-@pytest.mark.parametrize("entry", [each for each in (*FLAT, *STATE) if each.name in TEXTS], ids=lambda each: each.name)
+@pytest.mark.parametrize("entry", [each for each in ZOO if each.name in TEXTS], ids=lambda each: each.name)
 def test_a_model_loads(entry: ZooEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_zoo_model(entry, tmp_path)
     load_by(monkeypatch, PlainKernels())
@@ -127,3 +131,48 @@ def test_requests_get_the_tokens_of_a_cpu(has_graphs: bool, tmp_path: Path, monk
             recorder = FakeGraphRecorder(kernels)
             assert runner.record_graphs(recorder, (1, 2, 4), lambda _: None, num_slots=NUM_SLOTS, adapter_rank=4)
         assert answer(runner, has_overlap=has_graphs) == expected
+
+
+class Memory:
+    """The calls of `torch.cuda` about memory, of which steps take none here."""
+
+    num_bytes = 10**11
+    total_memory = num_bytes
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        numbers = {
+            "is_available": True,
+            "device_count": 1,
+            "mem_get_info": (self.num_bytes, self.num_bytes),
+            "get_device_properties": self,
+            **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), 0),
+            **dict.fromkeys(("synchronize", "reset_peak_memory_stats", "empty_cache")),
+        }
+        for name, answer in numbers.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--lora-memory-bytes", "auto"), ("--kv-cache-dtype", "fp8_e5m2", "--no-graphs", "--no-overlap")],
+    ids=["with all", "in 8 bits"],
+)
+def test_a_shard_starts(flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start measures a step and what draws take, sizes the pool, and records and compares graphs."""
+    make_tiny_llama(tmp_path, layers=2, seed=4)
+    kernels: Any = RecordedKernels(PlainKernels())
+    load_by(monkeypatch, kernels)
+    recorder = FakeGraphRecorder(kernels)
+    monkeypatch.setattr("textmill_shard.gpu_steps.CudaGraphRecorder", lambda: recorder)
+    monkeypatch.setattr(lifecycle, "_load_matchers", lambda *_: None)  # for which the folder needs a tokenizer
+    Memory().install(monkeypatch)
+    sizes = ("--num-slots", "4", "--max-kv-tokens", "512", "--max-step-tokens", "64")
+    argv = ["serve", "--model-dir", str(tmp_path), "--uds-path", str(tmp_path / "shard"), *sizes, *flags]
+    settings = load_settings(argv, {})
+    assert isinstance(settings, ServeSettings)
+    with valued_gpu(monkeypatch):
+        device = pick_device(settings.device, number=0, num_shards=1)
+        loaded, _ = lifecycle._start_steps(settings, device, ShardStatus())
+    assert (device, loaded.facts.device, loaded.facts.num_blocks) == ("cuda:0", "cuda", 32)
+    assert loaded.facts.kv_dtype == ("fp8_e5m2" if "fp8_e5m2" in flags else "bfloat16")
+    assert bool(recorder.num_operations) == ("--no-graphs" not in flags)

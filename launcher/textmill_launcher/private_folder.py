@@ -67,8 +67,16 @@ def remove_orphans(parent: Path) -> None:
 
 @contextlib.contextmanager
 def _owned(folder: Path) -> Iterator[None]:
-    """Hold the lock. The file has its name only once the lock is held, so that nobody finds the lock free before."""
+    """Hold the lock. The file has its name only once the lock is held, so that nobody finds the lock free before.
+
+    A second lock, on the folder, keeps systemd-tmpfiles from removing the files of a server that runs for weeks
+    (tmpfiles.d(5): a folder with a BSD lock is not aged).
+    """
     with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, inside)
+            fcntl.flock(inside, fcntl.LOCK_SH | fcntl.LOCK_NB)
         # A full disk, or a file system without locks: the folder then stays after a SIGKILL.
         with contextlib.suppress(OSError):
             fresh = folder / f"{OWNER_FILE}.new"

@@ -1,5 +1,6 @@
 """The private folder of a launcher, and the folders that killed launchers have left behind."""
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -48,6 +49,16 @@ def test_folder_is_private_and_gone_at_the_end() -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         (folder / "shard-0").touch()
     assert not folder.exists()
+
+
+def test_folder_is_locked_against_programs_that_remove_old_files() -> None:
+    with private_folder() as folder:
+        other = os.open(folder, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as systemd-tmpfiles asks
+        finally:
+            os.close(other)
 
 
 def test_folder_of_a_killed_owner_goes_with_the_next_start() -> None:

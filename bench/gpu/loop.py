@@ -94,8 +94,8 @@ class StepLoop:
         executor = StepExecutor(runner=runner, facts=facts, has_overlap=has_overlap)
         rules = FinishRules(())
         grammars = GrammarSlots(None, rules)
-        assert runner.device_scans is not None
-        sampler = Sampler(num_slots=num_slots, device=executor.device, scanner=DeviceRowScanner(runner.device_scans))
+        scanner = None if runner.device_scans is None else DeviceRowScanner(runner.device_scans)
+        sampler = Sampler(num_slots=num_slots, device=executor.device, scanner=scanner)
         reader = AdapterReader(_no_adapter, SoloGroup())
         self._engine = Engine(
             executor=executor,

@@ -30,6 +30,7 @@ SMALL = Sizes(
 DRY_SMALL = replace(
     SMALL, shape=Shape(layers=1, hidden=64, heads=4, kv_heads=2, head_dim=16, mlp=96, vocabulary=320), prefill=35
 )
+NUM_NEW = 48
 SAMPLINGS = (
     SamplingParams(),
     SamplingParams(do_sample=True, temperature=1.0, seed=1),
@@ -44,17 +45,17 @@ def check_loop(setting: Setting) -> Iterator[Row]:
     made = make_runner(setting, sizes)
     yield made.row()
     runner = made.runner
-    requests = _requests(setting, sizes)
+    requests = requests_of(setting, sizes)
     num_blocks = sum(-(-(len(request.prompt) + request.max_new) // BLOCK_SIZE) for request in requests) + 4
     most = max(len(request.prompt) for request in requests) + len(requests)
 
     def run(*, has_overlap: bool, chunk_tokens: int | None = None, of: list[Request] = requests) -> LoopRun:
-        with _loop(runner, num_blocks, most, len(requests), has_overlap=has_overlap) as loop:
+        with loop_of(runner, num_blocks, most, len(requests), has_overlap=has_overlap) as loop:
             return loop.run(of, chunk_tokens=chunk_tokens)
 
     fill_pool(runner, num_blocks)
     expected = run(has_overlap=False).tokens
-    yield _row("steps", [_tokens_of_transformers(setting, sizes, requests[0])], expected[:1])
+    yield _row("steps", [tokens_of_transformers(setting, sizes, requests[0])], expected[:1])
     yield _row("overlap", expected, run(has_overlap=True).tokens)
     chunk = 5 if setting.is_dry else 100
     yield _row(f"chunks of {chunk} tokens, overlap", expected, run(has_overlap=True, chunk_tokens=chunk).tokens)
@@ -62,7 +63,7 @@ def check_loop(setting: Setting) -> Iterator[Row]:
     whole = run(has_overlap=False, of=shared).tokens
     found = [shared[0], *(replace(request, shares_of=0) for request in shared[1:])]
     yield _row("blocks of a prefix, overlap", whole, run(has_overlap=True, of=found).tokens)
-    with _loop(runner, num_blocks, most, len(requests), has_overlap=True) as loop:
+    with loop_of(runner, num_blocks, most, len(requests), has_overlap=True) as loop:
         again = loop.run_preempted(replace(requests[1], output=()), after=2)
     yield _row("preempted, overlap", [expected[1]], [again])
     shares: list[float] = []
@@ -75,7 +76,7 @@ def check_loop(setting: Setting) -> Iterator[Row]:
     yield from check_parts(setting, SAMPLINGS)
 
 
-def _tokens_of_transformers(setting: Setting, sizes: Sizes, request: Request) -> list[int]:
+def tokens_of_transformers(setting: Setting, sizes: Sizes, request: Request) -> list[int]:
     """Return the greedy tokens of transformers' own loop, of a model with the same weights."""
     model = make_model(setting, sizes)
     ids = torch.tensor([request.prompt], device=setting.device)
@@ -91,7 +92,9 @@ def _tokens_of_transformers(setting: Setting, sizes: Sizes, request: Request) ->
     return tokens
 
 
-def _loop(runner: ModelRunner, num_blocks: int, max_step_tokens: int, num_slots: int, *, has_overlap: bool) -> StepLoop:
+def loop_of(
+    runner: ModelRunner, num_blocks: int, max_step_tokens: int, num_slots: int, *, has_overlap: bool
+) -> StepLoop:
     return StepLoop(
         runner,
         num_slots=num_slots,
@@ -101,9 +104,9 @@ def _loop(runner: ModelRunner, num_blocks: int, max_step_tokens: int, num_slots:
     )
 
 
-def _requests(setting: Setting, sizes: Sizes) -> list[Request]:
+def requests_of(setting: Setting, sizes: Sizes) -> list[Request]:
     random = torch.Generator().manual_seed(3)
-    num_requests, max_new = (2, 4) if setting.is_dry else (len(SAMPLINGS), 48)
+    num_requests, max_new = (2, 4) if setting.is_dry else (len(SAMPLINGS), NUM_NEW)
     lengths = [sizes.prefill, 3, sizes.prefill // 2, 17][:num_requests]
     return [
         Request(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bench.gpu import (
     extras,
+    file_check,
     kernel_checks,
     loop_checks,
     plan,
@@ -62,6 +63,7 @@ class Bench:
         }
         return {
             plan.MACHINE: lambda: rates.measure_rates(setting),
+            plan.FILES: lambda: file_check.check_files(setting),
             plan.SERVER: lambda: server_check.check_server(setting),
             plan.TRANSFORMERS: self._time_transformers,
             **{name: with_kernels(part) for name, part in steps_of_kernels.items()},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 KERNELS = "Kernels beside plain torch"
 LOOP = "Tokens of the step loop"
+FILES = "A model of files"
 SERVER = "A server"
 MACHINE = "Machine"
 EQUALITIES = "Equal logits of a llama of random weights"
@@ -67,7 +68,7 @@ def plan_run(*, is_dry: bool, num_cores: int) -> Plan:
 
     kernels = part(KERNELS, 150, 40)
     checks = [Lane((kernels,), number, num_kernel_lanes) for number in range(num_kernel_lanes)]
-    checks += [Lane((part(LOOP, 120),)), Lane((part(SERVER, 150),))]
+    checks += [Lane((part(LOOP, 120),)), Lane((part(FILES, 120),)), Lane((part(SERVER, 150),))]
     times = [part(MACHINE, 40), part(EQUALITIES, 90), part(STEPS, 120), part(STREAMS, 100), part(START, 60)]
     times += [part(KERNEL_TIMES, 40), part(TRACE, 60), part(TRANSFORMERS, 120), part(EXTRAS, 60)]
     return Plan((tuple(checks), (Lane(tuple(times)),)), width)

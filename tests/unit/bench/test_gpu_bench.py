@@ -31,6 +31,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "benchmarks.md"
 PARTS = [
     "Kernels beside plain torch",
     "Tokens of the step loop",
+    "A model of files",
     "A server",
     "Machine",
     "Equal logits of a llama of random weights",
@@ -43,7 +44,7 @@ PARTS = [
     "What requests and flags add to a step",
 ]
 KERNELS = PARTS[0]
-DEMANDING = (KERNELS, PARTS[1], PARTS[2], PARTS[4])  # the parts whose rows demand something
+DEMANDING = (KERNELS, PARTS[1], PARTS[2], PARTS[3], PARTS[5])  # the parts whose rows demand something
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +141,7 @@ def test_without_a_compiler_what_needs_kernels_says_so_and_the_rest_runs(
     bench = parts_file.start(Job(table="", is_dry=False, left_s=60.0, parts=(), trace_file=""))
     parts = bench.parts(lambda item: None)
     assert set(parts) == set(PARTS)
-    for name in set(PARTS) - {"Machine", "A server", "Continuous batching of transformers"}:
+    for name in set(PARTS) - {"Machine", "A model of files", "A server", "Continuous batching of transformers"}:
         with pytest.raises(CannotRun, match="none is there: gcc or clang"):
             next(parts[name]())
     assert [row.name for row in parts["Machine"]()][1:] == ["copy of memory", "product of matrices in bfloat16"]

@@ -19,7 +19,7 @@ from bench.gpu.messages import Job
 from bench.gpu.parts import Bench
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
-from tests.fakes.plain_kernels import PlainKernels
+from tests.fakes.plain_kernels import PlainKernels, load_by
 from tests.fakes.valued_gpu import GPU, GpuMode, valued_gpu
 
 MEMORY_BYTES, TAKEN_BYTES = 1 << 27, 1 << 12
@@ -29,6 +29,7 @@ SMALL = {
     (streams, "LOAD"): streams.DRY_LOAD,
     (start_check, "STEP_TOKENS"): start_check.DRY_STEP_TOKENS,
     (loop_checks, "SMALL"): loop_checks.DRY_SMALL,
+    (loop_checks, "NUM_NEW"): 6,
     (part_checks, "VOCABULARY"): part_checks.DRY_VOCABULARY,
     (rates, "BYTES_COPIED"): 1 << 10,
     (rates, "WIDTH"): 64,
@@ -69,6 +70,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         monkeypatch.setattr(module, name, small)
     monkeypatch.setattr(kernel_checks, "TritonKernels", lambda **_: PlainKernels())
     monkeypatch.setattr(Setting, "graph_recorder", lambda _: setting_file._RunAgain())
+    load_by(monkeypatch, PlainKernels())
     run_thread = threading.Thread.run
 
     def run_on_gpu(thread: threading.Thread) -> None:
@@ -89,9 +91,9 @@ def rows_of(bench: Bench, *names: str) -> list[Row]:
     return [row for name in names for row in parts[name]()]
 
 
-def test_kernels_and_tokens_are_compared_on_one_device(bench: Bench) -> None:
-    rows = rows_of(bench, "Kernels beside plain torch", "Tokens of the step loop")
-    assert len(rows) > KERNELS_OF_A_LANE + 8
+def test_kernels_tokens_and_a_model_of_files_are_compared_on_one_device(bench: Bench) -> None:
+    rows = rows_of(bench, "Kernels beside plain torch", "Tokens of the step loop", "A model of files")
+    assert len(rows) > KERNELS_OF_A_LANE + 10
     assert [row for row in rows if not row.is_fine] == []
 
 

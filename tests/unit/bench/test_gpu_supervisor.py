@@ -187,7 +187,7 @@ def test_a_close_from_outside_ends_a_process_that_ignores_the_request(bed: Bed) 
 def test_checks_come_first_and_what_is_timed_runs_alone() -> None:
     plan = plan_run(is_dry=False, num_cores=16)
     checks, times = plan.stages
-    assert len(checks) == 6  # four share the kernels
+    assert len(checks) == 7  # four share the kernels
     assert [lane.number for lane in checks if lane.of == 4] == [0, 1, 2, 3]
     assert len(times) == 1
     longest_s = max(sum(part.limit_s for part in lane.parts) for lane in checks)

@@ -107,15 +107,22 @@ class OverBudget(RuleBroken):
     """The prompt is longer than its limit, or prompt and new tokens together are longer than the window.
 
     `max_tokens` is the limit that was broken, and `window_tokens` the limit of prompt and new tokens together. `found`
-    is a sentence, with names in braces, that says how many tokens the call asked for.
+    is a sentence, with names in braces, that says how many tokens the call asked for. `{the_prompt}` is the prompt.
     """
 
     def __init__(
         self, sentence: str, *, field: str, max_tokens: int, window_tokens: int, found: str, **facts: object
     ) -> None:
-        super().__init__(sentence, field=field, max_tokens=max_tokens, window_tokens=window_tokens, **facts)
+        super().__init__(
+            sentence, field=field, max_tokens=max_tokens, window_tokens=window_tokens, the_prompt="the prompt", **facts
+        )
         self.max_tokens = max_tokens
         self.found = found
+
+    def name_prompt(self, number: int, num_prompts: int) -> None:
+        """Say which prompt of a call is meant, counted from 1. A call with one prompt has nothing to say."""
+        if num_prompts > 1:
+            self._facts["the_prompt"] = f"prompt {number} of {num_prompts}"
 
 
 class ImageCode(Enum):

@@ -373,3 +373,18 @@ def test_alternatives_of_prompt_tokens_are_asked_for_an_echo(client: httpx.Clien
         complete(client, **fields)
         assert router.shard.last_admit.prompt_top_n_tokens == expected
         assert router.shard.last_admit.HasField("prompt_logprobs_from") is (expected > 0)
+
+
+def test_the_prompt_that_is_too_long_is_told_by_its_number(client: httpx.Client) -> None:
+    long = "x" * 100_000
+    message = refusal(client, "validation", prompt=["a", long, "b"])["message"]
+    assert "However, prompt 2 of 3 has more than" in message
+    assert "However, the prompt has more than" in refusal(client, "validation", prompt=[long])["message"]
+    native = client.post("/generate", json={"inputs": ["a", "b", long]}).json()["error"]
+    assert native.startswith("Input validation error: prompt 3 of 3 has more than ")
+    alone = client.post("/generate", json={"inputs": long}).json()["error"]
+    assert alone.startswith("Input validation error: the prompt has more than ")
+    window = client.get("/info").json()["max_total_tokens"]
+    ids = [[65], [65] * (window - 1)]
+    over = refusal(client, "validation", prompt=ids, max_tokens=2)["message"]
+    assert f"However, prompt 2 of 2 has {window - 1} tokens and `max_tokens` is 2." in over

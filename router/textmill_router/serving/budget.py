@@ -13,7 +13,7 @@ def check_budget(num_prompt_tokens: int, max_new_tokens: int | None, limits: Lim
     wanted = room if max_new_tokens is None else max_new_tokens
     if num_prompt_tokens + max(0, min(wanted, CHECKED_NEW_TOKENS)) > limits.max_total_tokens:
         new_tokens = "`{max_new_tokens}` is not set" if max_new_tokens is None else "`{max_new_tokens}` is {wanted}"
-        found = f"the prompt has {{num_prompt_tokens}} tokens and {new_tokens}"
+        found = f"{{the_prompt}} has {{num_prompt_tokens}} tokens and {new_tokens}"
         raise OverBudget(
             f"`{{inputs}}` tokens + `{{max_new_tokens}}` must be <= {{max_tokens}} (--max-total-tokens): {found}; "
             "shorten `{inputs}`, set `{truncate}` or ask for less",
@@ -35,12 +35,12 @@ def check_budget(num_prompt_tokens: int, max_new_tokens: int | None, limits: Lim
 def prompt_too_long(shown_tokens: str, limits: Limits) -> OverBudget:
     """Return the refusal of a prompt that is longer than the limit, whether its tokens were counted or not."""
     return OverBudget(
-        "the prompt has {shown_tokens} tokens, the limit is {max_tokens} ({input_limit}), and `{inputs}` tokens + "
+        "{the_prompt} has {shown_tokens} tokens, the limit is {max_tokens} ({input_limit}), and `{inputs}` tokens + "
         "`{max_new_tokens}` must be <= {window_tokens}; shorten `{inputs}` or set `{truncate}`",
         field="inputs",
         max_tokens=limits.max_input_tokens,
         window_tokens=limits.max_total_tokens,
-        found="the prompt has {shown_tokens} tokens, the limit of a prompt is {max_tokens}",
+        found="{the_prompt} has {shown_tokens} tokens, the limit of a prompt is {max_tokens}",
         shown_tokens=shown_tokens,
         input_limit=limits.input_limit,
     )

@@ -40,7 +40,7 @@ from textmill_router.api.openai.types import (
     check_stream_options,
     usage_of,
 )
-from textmill_router.errors import ValidationFailed
+from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest
@@ -123,7 +123,14 @@ async def take_prompts(backend: Backend, call: CheckedCompletion, *, cache_salt:
     `cache_salt` keeps what is known of images apart by callers. Raises ValidationFailed, and what the reading of images
     raises.
     """
-    return [await _take_prompt(backend, call, source, cache_salt) for source in call.sources]
+    prompts = []
+    for number, source in enumerate(call.sources, start=1):
+        try:
+            prompts.append(await _take_prompt(backend, call, source, cache_salt))
+        except OverBudget as error:
+            error.name_prompt(number, len(call.sources))
+            raise
+    return prompts
 
 
 async def _take_prompt(

@@ -9,7 +9,7 @@ from starlette.types import Scope, Send
 
 from textmill_router.api.tgi.answers import TgiEvents, whole_answer
 from textmill_router.api.tgi.types import GenerateAnswer, GenerateBody, TgiParameters
-from textmill_router.errors import ValidationFailed
+from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest
@@ -162,10 +162,13 @@ class TgiWork:
 
     async def _take_prompts(self) -> list[TokenizedPrompt]:
         """Tokenise the prompts and check the budget. Later steps refuse no call for its fields."""
-        intakes = [
-            await self._take_prompt(text, f"inputs[{index}]" if len(self._texts) > 1 else "inputs")
-            for index, text in enumerate(self._texts)
-        ]
+        intakes = []
+        for index, text in enumerate(self._texts):
+            try:
+                intakes.append(await self._take_prompt(text, f"inputs[{index}]" if len(self._texts) > 1 else "inputs"))
+            except OverBudget as error:
+                error.name_prompt(index + 1, len(self._texts))
+                raise
         self._record.note_validated(sum(map(len, self._texts)), intakes)
         return intakes
 

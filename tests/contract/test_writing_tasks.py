@@ -292,6 +292,7 @@ def test_unknown_languages_are_refused_with_the_pairs(client: httpx.Client) -> N
 def test_a_long_text_is_refused_unless_it_may_be_cut(client: httpx.Client) -> None:
     body: dict[str, Any] = {"inputs": "x" * 100}
     assert post(client, body, status=422)["error_type"] == "validation"
+    assert "prompt 2 of 2 has " in post(client, {"inputs": ["hi", "x" * 100]}, status=422)["error"]
     answer = client.post("/", json={**body, "parameters": {"truncation": "longest_first"}})
     assert (answer.status_code, answer.headers["x-truncated-inputs"]) == (200, "1")
 

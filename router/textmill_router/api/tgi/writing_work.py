@@ -11,7 +11,7 @@ from starlette.types import Scope, Send
 
 from textmill_router.api.tgi.clean_text import clean_text
 from textmill_router.api.tgi.writing_wish import Wish
-from textmill_router.errors import ValidationFailed
+from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.http.error_responses import Header
 from textmill_router.http.replies import send_reply
 from textmill_router.request import Beams, GenerationRequest
@@ -53,7 +53,13 @@ class WritingWork:
         raise AssertionError("a writing task is answered whole")
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
-        intakes = [await self._take(self._wish.prefix + text, text) for text in self._texts]
+        intakes = []
+        for number, text in enumerate(self._texts, start=1):
+            try:
+                intakes.append(await self._take(self._wish.prefix + text, text))
+            except OverBudget as error:
+                error.name_prompt(number, len(self._texts))
+                raise
         self._record.note_validated(sum(map(len, self._texts)), intakes)
         if self._wish.beams is None:
             results = await self._write(intakes)

@@ -11,6 +11,7 @@ import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.attention.reference import ReferenceAttention
+from textmill_shard.layers.device_experts import order_pairs
 from textmill_shard.layers.low_rank_tables import LowRankTables
 from textmill_shard.model.adapter import LowRank
 from textmill_shard.model.decode_rows import FED, DecodeRows
@@ -33,6 +34,7 @@ from textmill_shard.triton_kernels.kernels import TritonKernels
 from textmill_shard.triton_kernels.plain_layers import (
     add_low_rank_plainly,
     add_rms_norm_plainly,
+    expert_product_plainly,
     gate_up_plainly,
     rms_norm_plainly,
 )
@@ -43,6 +45,7 @@ from textmill_shard.triton_kernels.variants import (
     FIRST_WITH_E4M3,
     VARIANTS,
     AttentionCase,
+    ExpertCase,
     GateCase,
     LowRankCase,
     MergeCase,
@@ -144,6 +147,8 @@ def _error_of(setting: Setting, variant: Variant, dtype: torch.dtype) -> float:
             return _difference(setting.kernels.gumbel(*at), noise.gumbel(*at))
         case LowRankCase():
             return _low_rank_error(setting, variant.kernel, case, dtype)
+        case ExpertCase():
+            return _expert_error(setting, case, dtype)
         case UnpackCase():
             return _unpack_error(setting, case)
         case MergeCase():
@@ -266,6 +271,24 @@ def _low_rank_error(setting: Setting, kernel: str, case: LowRankCase, dtype: tor
     return _difference(found_TO, expected_TO)
 
 
+def _expert_error(setting: Setting, case: ExpertCase, dtype: torch.dtype) -> float:
+    """Return the error of a product of which every second expert gets no row."""
+    if setting.is_dry:
+        case = replace(case, num_inputs=min(case.num_inputs, 136), num_outputs=min(case.num_outputs, 72))
+    sizes = (case.num_inputs, case.num_outputs) if case.has_inputs_first else (case.num_outputs, case.num_inputs)
+    weights = _random(setting, dtype, case.num_experts, *sizes) / case.num_inputs**0.5
+    biases_EO = _random(setting, dtype, case.num_experts, case.num_outputs) if case.has_bias else None
+    generator = torch.Generator().manual_seed(0)
+    experts_NK = torch.randint(
+        case.num_experts, (case.num_pairs // case.pairs_of_row, case.pairs_of_row), generator=generator
+    )
+    ids_E = torch.arange(case.num_experts, device=setting.device)
+    order = order_pairs((experts_NK // 2 * 2).to(setting.device), ids_E, itemsize=dtype.itemsize)
+    given = (_random(setting, dtype, len(experts_NK), case.num_inputs), weights, biases_EO, order)
+    found = setting.kernels.expert_product(*given, has_inputs_first=case.has_inputs_first)
+    return _difference(found, expert_product_plainly(*given, has_inputs_first=case.has_inputs_first))
+
+
 def _has_e4m3(setting: Setting) -> bool:
     """Whether the device has numbers of fp8_e4m3fn, as Triton's interpreter does."""
     if setting.device.type != "cuda":
@@ -308,7 +331,11 @@ def _attention_error(setting: Setting, case: AttentionCase, dtype: torch.dtype) 
     )
     tiles = map_tiles(batch.query_starts, case.tile, group=case.group, num_tokens=len(query_THD))
     indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB, batch.span_ends_T)
-    kernels = setting.kernels if case.is_split else TritonKernels(num_multiprocessors=1)  # one splits no context
+    kernels = (
+        setting.kernels
+        if case.is_split
+        else TritonKernels(num_multiprocessors=1, capability=setting.kernels.capability)
+    )  # one splits no context
     step = ReferenceAttention().prepare(batch, block_size=BLOCK_SIZE)
     if case.stored is not None:
         scales = _scales(setting)

@@ -22,6 +22,7 @@ NUM_WARM_UPS = 3
 REPEATS = 20
 OTHER_BYTES = 256 * 1024**2  # several times the cache of a GPU, 50 MB on an H100 and 60 MB on an H200
 DRY_MULTIPROCESSORS = 4
+DRY_CAPABILITY = (8, 0)
 FIXED_TRITON, STRICT_NUMPY = (3, 7), (2, 4)  # since then: no array as a number asked for; none given
 
 
@@ -131,13 +132,15 @@ def make_setting(*, is_dry: bool, left_s: float) -> Setting:
     ends_at = time.monotonic() + left_s
     if is_dry:
         check_interpreter(version("triton"), version("numpy"))
-        return Setting(torch.device("cpu"), True, ends_at, TritonKernels(num_multiprocessors=DRY_MULTIPROCESSORS))
+        kernels = TritonKernels(num_multiprocessors=DRY_MULTIPROCESSORS, capability=DRY_CAPABILITY)
+        return Setting(torch.device("cpu"), True, ends_at, kernels)
     if not torch.cuda.is_available():
         raise CannotRun(f"torch sees no GPU ({why_no_gpu()}): --dry runs everything in tiny shapes on the CPU")
     device = torch.device("cuda:0")
     num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    kernels = TritonKernels(num_multiprocessors=num_multiprocessors)
-    return Setting(device, False, ends_at, kernels, _why_no_kernels(*torch.cuda.get_device_capability(device)))
+    capability = torch.cuda.get_device_capability(device)
+    kernels = TritonKernels(num_multiprocessors=num_multiprocessors, capability=capability)
+    return Setting(device, False, ends_at, kernels, _why_no_kernels(*capability))
 
 
 def _why_no_kernels(major: int, minor: int) -> str:

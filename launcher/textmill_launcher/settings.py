@@ -292,7 +292,8 @@ class Settings:
     )
     disable_swaps: str | None = option(
         text,
-        "comma-separated: qkv, gate_up, packed_linear, rms_norm, on a GPU rotary_turn, residual; for bisection",
+        "comma-separated: qkv, gate_up, packed_linear, rms_norm, on a GPU rotary_turn, residual, experts; for "
+        "bisection",
         to=SHARD,
     )
     # Serving

@@ -15,7 +15,7 @@ KV_CACHE_DTYPES = ("auto", "fp8_e4m3fn", "fp8_e5m2")
 ATTENTION_BACKENDS = ("triton", "flash", "reference")
 MAX_LORA_RANK = 512
 SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see layers/module_swaps.py
-DEVICE_SWAPS = ("rotary_turn", "residual")  # of a GPU, see layers/device_swaps.py
+DEVICE_SWAPS = ("rotary_turn", "residual", "experts")  # of a GPU, see layers/device_swaps.py
 
 WRITING_TASKS = ("text-generation", "text2text-generation", "summarization", "translation", "conversational")
 ROW_TASKS = (  # see tasks/task_table.py

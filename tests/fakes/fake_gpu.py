@@ -17,7 +17,7 @@ from textmill_shard.model.decode_graphs import RecordedStep
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, RowScan
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
-from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
+from textmill_shard.triton_kernels.interface import Activation, ExpertOrder, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.part_candidates import best_of_parts
 from textmill_shard.triton_kernels.tiles import num_splits
 from textmill_shard.triton_kernels.variants import SCAN_IDS
@@ -46,7 +46,8 @@ class HostRead(Exception):
 class FakeGpu:
     """Within `with`, tensors are fake and the device `cuda` exists. `counts` has launches by name, and copies."""
 
-    def __init__(self) -> None:
+    def __init__(self, capability: tuple[int, int] = (9, 0)) -> None:
+        self.capability = capability
         self.mode = FakeTensorMode(allow_non_fake_inputs=False)
         self.counts: Counter[str] = Counter()
         self.num_waits = 0  # copies for which the host waits: those that are awaited, and those of unpinned memory
@@ -98,8 +99,10 @@ class _Launches(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
+        if name == "_grouped_mm" and self._gpu.capability[0] not in (9, 10):
+            raise HostRead("torch has no kernel for groups of rows here, and asks the host for the sizes of the groups")
+        result = function(*args, **(kwargs or {}))
         if name == "copy_" and args[0].device.type != args[1].device.type:
             is_to_gpu = args[0].device.type == "cuda"
             is_awaited = not ((kwargs or {}).get("non_blocking") or args[2:] == (True,))
@@ -323,6 +326,7 @@ class ShapeKernels:
 
     def __init__(self, gpu: FakeGpu) -> None:
         self._counts = gpu.counts
+        self.capability = gpu.capability
 
     def _launch(self, name: str, *tensors: torch.Tensor | None) -> None:
         strangers = [tensor for tensor in tensors if tensor is not None and tensor.device.type != "cuda"]
@@ -411,6 +415,19 @@ class ShapeKernels:
         self._launch("shrink", x_TI, places_T, *tables)
         self._launch("expand", out_TO, places_T, *tables)
         assert (places_T.dtype, places_T.shape) == (torch.int32, x_TI.shape[:1])
+
+    def expert_product(
+        self,
+        x_NI: torch.Tensor,
+        weights: torch.Tensor,
+        biases_EO: torch.Tensor | None,
+        order: ExpertOrder,
+        *,
+        has_inputs_first: bool,
+    ) -> torch.Tensor:
+        self._launch("expert_product", x_NI, weights, biases_EO, order.pairs_P, order.ends_E)
+        assert (order.pairs_P.dtype, order.ends_E.dtype) == (torch.int64, torch.int32)
+        return x_NI.new_empty(len(order.pairs_P), weights.shape[2 if has_inputs_first else 1])
 
     def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor:
         self._launch("gumbel", seed_words_S2, positions_S, ids_SC)

@@ -44,7 +44,7 @@ def interpreted_kernels(num_multiprocessors: int = 1) -> DeviceKernels:
     """Return the kernels as the interpreter runs them. With one multiprocessor no context is split."""
     from textmill_shard.triton_kernels.kernels import TritonKernels  # imports triton
 
-    return TritonKernels(num_multiprocessors=num_multiprocessors)
+    return TritonKernels(num_multiprocessors=num_multiprocessors, capability=(8, 0))
 
 
 def run_attention(

@@ -14,11 +14,19 @@ from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.sampling import noise
 from textmill_shard.sampling.row_scan import TorchRowScanner
-from textmill_shard.triton_kernels.interface import Activation, DeviceKernels, LowRankTable, PagedIndices, TileMap
+from textmill_shard.triton_kernels.interface import (
+    Activation,
+    DeviceKernels,
+    ExpertOrder,
+    LowRankTable,
+    PagedIndices,
+    TileMap,
+)
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
 from textmill_shard.triton_kernels.plain_layers import (
     add_low_rank_plainly,
     add_rms_norm_plainly,
+    expert_product_plainly,
     gate_up_plainly,
     rms_norm_plainly,
 )
@@ -27,6 +35,9 @@ from textmill_shard.triton_kernels.plain_rows import unpack_rows_plainly
 
 class PlainKernels:
     """Implements `DeviceKernels` by the plain torch that each kernel must agree with."""
+
+    def __init__(self, capability: tuple[int, int] = (8, 0)) -> None:
+        self.capability = capability
 
     def unpack_rows(
         self,
@@ -102,6 +113,17 @@ class PlainKernels:
         is_decode: bool,
     ) -> None:
         add_low_rank_plainly(out_TO, x_TI, table, places_T)
+
+    def expert_product(
+        self,
+        x_NI: torch.Tensor,
+        weights: torch.Tensor,
+        biases_EO: torch.Tensor | None,
+        order: ExpertOrder,
+        *,
+        has_inputs_first: bool,
+    ) -> torch.Tensor:
+        return expert_product_plainly(x_NI, weights, biases_EO, order, has_inputs_first=has_inputs_first)
 
     def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor:
         return noise.gumbel(seed_words_S2, positions_S, ids_SC)

@@ -100,6 +100,8 @@ class RecordedKernels:
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self._kernels, name)
+        if not callable(kernel):
+            return kernel
 
         def call(*args: Any, **kwargs: Any) -> Any:
             recording = self.recording

@@ -32,6 +32,7 @@ KERNEL_FILES = {
     "merge_parts": "row_scan",
     "shrink": "low_rank",
     "expand": "low_rank",
+    "expert_product": "experts",
     "gumbel": "noise",
     "unpack_rows": "unpack_rows",
 }

@@ -36,8 +36,8 @@ that the kernels compute the right numbers and fit the GPUs, and says nothing of
 
 Triton {TRITON_VERSION} has compiled the page. Torch for CUDA brings a version of its own.
 That of torch 2.13, 3.7.1, compiles all variants within the memory of the three GPUs too, with other registers:
-`paged_attention` of 64/64 in 16 bits, that of 192/128 over 8 bits, and `expand` of ranks above 16 keep 8 to 32 bytes of
-a thread in local memory on one GPU each.
+`paged_attention` of 64/64 in 16 bits, that of 192/128 over 8 bits, `expand` of ranks above 16, and one
+`expert_product` in fp32 keep 8 to 32 bytes of a thread in local memory on one GPU each.
 
 A cell holds the registers of a thread, and the shared memory of a program in KiB. `+ n` are bytes of a thread that do
 not fit into the registers and lie in local memory, which is slow memory: a variant with such bytes fails the tests
@@ -85,6 +85,7 @@ KERNELS = {
         "`triton_kernels/plain_layers.py`",
     ),
     "expand": ("adds this product times the second matrix to the layer's outputs", "`triton_kernels/plain_layers.py`"),
+    "expert_product": ("rows times the matrices of their experts", "`triton_kernels/plain_layers.py`"),
     "gumbel": ("noise of draws, from seed, position and id", "`sampling/noise.py`"),
     "unpack_rows": (
         "makes tensors of the packed numbers of a decode step, at the head of a graph",

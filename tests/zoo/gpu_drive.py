@@ -23,17 +23,23 @@ def load_on(
     kv_type: str = "auto",
     num_adapters: int = 0,
     shapes: type[ShapeKernels] = ShapeKernels,
+    disabled_swaps: tuple[str, ...] = (),
 ) -> ModelRunner:
     """Load the model on the CPU, and move it to the GPU without values, in bfloat16.
 
     The adapters have the places from 1 on, and change every layer that can be changed.
     """
-    kernels = Switch(PlainKernels())
+    kernels = Switch(PlainKernels(gpu.capability))
     load_by(monkeypatch, kernels)
     # transformers asks torch for the capability of the GPU, to choose how it multiplies by the weights of experts.
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: gpu.capability)
     options = LoadOptions(
-        model_dir=folder, dtype=dtype, block_size=BLOCK_SIZE, num_slots=NUM_SLOTS, kv_cache_dtype=kv_type
+        model_dir=folder,
+        dtype=dtype,
+        block_size=BLOCK_SIZE,
+        num_slots=NUM_SLOTS,
+        kv_cache_dtype=kv_type,
+        disabled_swaps=disabled_swaps,
     )
     runner = load_model(options, lambda phase, share: None)
     for module in runner.modules():

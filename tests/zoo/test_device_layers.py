@@ -53,9 +53,9 @@ SWAPS = {
     "granite": "qkv 6, gate_up 4, rms_norm 5, rotary_turn 2",  # sums with a multiple of the residual
     "cohere": "qkv 6, gate_up 4, rotary_turn 2",  # norms with a mean; attention and MLP side by side
     "phi3": "rms_norm 5, rotary_turn 2",  # joined products of its own; dropout stands in the sums
-    "mixtral": "qkv 6, rms_norm 5, rotary_turn 2, residual 2",  # experts
-    "deepseek_v3": "qkv 6, gate_up 6, rms_norm 13, residual 3",  # experts beside one that all tokens take
-    "qwen3_next": "qkv 6, gate_up 8, rms_norm 13, rotary_turn 2",  # layers with a state between
+    "mixtral": "qkv 6, rms_norm 5, rotary_turn 2, residual 2, experts 2",
+    "deepseek_v3": "qkv 6, gate_up 6, rms_norm 13, residual 3, experts 2",  # beside one that all tokens take
+    "qwen3_next": "qkv 6, gate_up 8, rms_norm 13, rotary_turn 2, experts 4",  # layers with a state between
     "gpt2": "none",
 }
 

@@ -32,7 +32,7 @@ from textmill_shard.slots.plan import Budget, Plan
 from textmill_shard.slots.sampling_params import SamplingParams
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from tests.fakes.fake_gpu import FakeGpu, ShapeGraphs, ShapeKernels
+from tests.fakes.fake_gpu import FakeGpu, HostRead, ShapeGraphs, ShapeKernels
 from tests.fakes.tiny_models import make_tiny_llama
 from tests.zoo.drive import (
     NUM_BLOCKS,
@@ -48,6 +48,8 @@ from tests.zoo.table import FLAT, STATE
 
 # Some models with experts.
 GROUPED = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3")
+# Models each of whose experts computes all rows, so that there are no groups.
+ALL_ROWS = ("llama4",)
 # Few candidates, so that a row may have to look at more of its scores.
 NUM_CANDIDATES = 16
 MAX_RANK = 32  # of adapters, for which graphs have room
@@ -164,6 +166,38 @@ def test_a_step_reads_no_value_mixes_no_devices_and_copies_once(
     if entry.name in GROUPED:
         # Experts are products of groups of rows, without a loop over the experts, for which the host would wait.
         assert counts[-1]["_grouped_mm"] >= 2
+
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry in (*FLAT, *STATE) if entry.has_experts], ids=lambda entry: entry.name
+)
+def test_experts_read_no_value_where_torch_has_no_product_of_groups(
+    entry: ZooEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu(capability=(8, 0))
+    make_zoo_model(entry, tmp_path)
+    # Rounding to bfloat16 may let a router of random weights choose other experts, for which the start refuses swaps.
+    # Jamba's states keep the type in which the model is loaded, and do not meet weights that change their type later.
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="bfloat16" if entry.name == "jamba" else "float32")
+    counts = run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS)
+    assert all(count["copy to the host"] == 0 for count in counts)
+    num_layers = sum(type(module.forward).__name__ == "GroupedExperts" for module in runner.modules())
+    assert (num_layers > 0) == (entry.name not in ALL_ROWS)
+    if num_layers:
+        # Models with states compute a step in several parts.
+        products = {divmod(count["expert_product"], 2 * num_layers) for count in counts}
+        assert all(parts >= 1 and rest == 0 for parts, rest in products), products
+        assert entry.layout == "state" or products == {(1, 0)}
+
+
+def test_experts_that_are_not_swapped_read_sizes_of_groups_where_torch_has_no_product(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu(capability=(8, 9))
+    make_zoo_model(next(entry for entry in FLAT if entry.name == "mixtral"), tmp_path)
+    runner = load_on(gpu, tmp_path, monkeypatch, disabled_swaps=("experts",))
+    with pytest.raises(HostRead, match="sizes of the groups"):
+        run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS)
 
 
 def test_ranks_that_share_a_vocabulary_read_no_value_mix_no_devices_and_copy_once(

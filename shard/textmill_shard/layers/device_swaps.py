@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from textmill_shard.attention.deferred_turn import DeferredTurn, replace_turn
+from textmill_shard.layers.device_experts import find_experts
 from textmill_shard.layers.device_layers import (
     DeviceRmsNorm,
     GatedMlp,
@@ -85,6 +86,11 @@ def swap_for_device(
                     setattr(parent, name, norm)
                     empty_layer(child)
                     counts["rms_norm"] += 1
+        if "experts" not in disabled:
+            experts = find_experts(parent, kernels)
+            if experts is not None:
+                parent.forward = experts
+                counts["experts"] += 1
     calls.forget()
     if "residual" not in disabled:
         counts["residual"] = _fuse_residuals(model, attention_modules)

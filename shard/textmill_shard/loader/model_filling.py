@@ -15,6 +15,7 @@ from textmill_shard.distributed.division_rules import Role
 from textmill_shard.distributed.index_plan import IndexPlan, build_index_plan
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelFilesError, UnsupportedModelError
+from textmill_shard.layers.experts import loop_where_torch_refuses
 from textmill_shard.layers.parallel_layers import LocalNumbers, add_up_outputs, divide_layer
 from textmill_shard.layouts.image_families import ImageFamily
 from textmill_shard.layouts.image_tower import leave_out, tower_parts
@@ -85,6 +86,12 @@ class Filling:
 
 def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], None]) -> Filling:
     """Return the model with its weights on the device. Raises ModelFilesError."""
+    filling = _fill(model, source, on_progress)
+    loop_where_torch_refuses(filling.model)
+    return filling
+
+
+def _fill(model: Any, source: ModelSource, on_progress: Callable[[float], None]) -> Filling:
     if not source.stores_keys:
         scales = [name for name in source.files.file_of_tensor if is_attention_scale(name)]
         note_unneeded_scales(scales, "no keys and values are stored")

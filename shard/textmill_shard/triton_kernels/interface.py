@@ -1,7 +1,8 @@
 """The kernels that the layers and the attention of a GPU call. `kernels.py` launches the real ones."""
 
 # T tokens, R sequences, B blocks of the widest table, H query heads, K key/value heads, D key width, E value width,
-# I width of a norm or of an MLP, N rows of scores, V vocabulary
+# I width of a norm or of an MLP, N rows of scores, V vocabulary; of experts: N rows, P pairs, E experts, I inputs,
+# O outputs
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from textmill_shard.model.adapter import LowRank
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
-from textmill_shard.triton_kernels.tiles import Tile
+from textmill_shard.triton_kernels.tiles import ExpertTile, Tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,29 @@ class LowRankTable:
     low_ranks: Mapping[int, LowRank]  # the matrices at the addresses, which live as long as this object
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertOrder:
+    """Which rows of a step go to which expert. A pair is a row with one of its experts.
+
+    With K experts for each row, pair p is that of the row p // K.
+    """
+
+    tile: ExpertTile
+    pairs_P: torch.Tensor  # int64: the numbers of the pairs in the order of their experts
+    ends_E: torch.Tensor  # int32: where in this order the pairs of each expert end
+
+
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 class DeviceKernels(Protocol):
     """The kernels of one GPU. A call launches work on the current stream and waits for nothing."""
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability of the GPU."""
+        ...
 
     def unpack_rows(
         self,
@@ -128,6 +146,22 @@ class DeviceKernels(Protocol):
 
         `places_T` int32 has the place of the adapter of each row, 0 for none. No rank is above `max_rank`. `is_decode`:
         neighbours mostly have different adapters.
+        """
+        ...
+
+    def expert_product(
+        self,
+        x_NI: torch.Tensor,
+        weights: torch.Tensor,
+        biases_EO: torch.Tensor | None,
+        order: ExpertOrder,
+        *,
+        has_inputs_first: bool,
+    ) -> torch.Tensor:
+        """Return the products of the pairs with the matrices of their experts, `[P, O]` in the order of the numbers.
+
+        `x_NI` has a row for each pair, or one for all pairs of a row. The weights are contiguous, `[E, O, I]`, or with
+        `has_inputs_first` `[E, I, O]`. Sums are float32, and are rounded once, with the bias.
         """
         ...
 

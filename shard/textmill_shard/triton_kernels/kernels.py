@@ -1,7 +1,7 @@
 """Launches the Triton kernels. A variant is what the compiler makes of a kernel for one set of constants."""
 
 # T tokens, H query heads, K key/value heads, D key width, E value width, S splits, I width of a norm or an MLP,
-# N rows of scores, V vocabulary
+# N rows of scores, V vocabulary; of experts: N rows, P pairs, E experts, I inputs, O outputs
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from textmill_shard.model.score_changes import (
     ScoreChanges,
 )
 from textmill_shard.triton_kernels.device.attention import merge_splits, paged_attention
+from textmill_shard.triton_kernels.device.experts import expert_product
 from textmill_shard.triton_kernels.device.gate import gate_up
 from textmill_shard.triton_kernels.device.kv_write import write_kv
 from textmill_shard.triton_kernels.device.low_rank import expand, shrink
@@ -29,9 +30,9 @@ from textmill_shard.triton_kernels.device.noise import gumbel
 from textmill_shard.triton_kernels.device.norm import rms_norm
 from textmill_shard.triton_kernels.device.row_scan import merge_parts, scan_parts
 from textmill_shard.triton_kernels.device.unpack_rows import unpack_rows
-from textmill_shard.triton_kernels.interface import Activation, LowRankTable, PagedIndices, TileMap
+from textmill_shard.triton_kernels.interface import Activation, ExpertOrder, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.part_candidates import best_of_parts
-from textmill_shard.triton_kernels.tiles import low_rank_tile, num_splits, power_of_two
+from textmill_shard.triton_kernels.tiles import low_rank_tile, num_expert_tiles, num_splits, power_of_two
 from textmill_shard.triton_kernels.variants import (
     COMPILE_OPTIONS,
     LIST_ENTRIES,
@@ -39,6 +40,7 @@ from textmill_shard.triton_kernels.variants import (
     SCAN_IDS,
     attention_constants,
     expand_constants,
+    expert_constants,
     gate_constants,
     merge_constants,
     norm_constants,
@@ -54,9 +56,14 @@ LEAST_ABSENT_ROWS = 64  # for which "no row asks" is written at first
 class TritonKernels:
     """The kernels of one GPU, or of Triton's interpreter on a CPU. Implements `DeviceKernels`."""
 
-    def __init__(self, *, num_multiprocessors: int) -> None:
+    def __init__(self, *, num_multiprocessors: int, capability: tuple[int, int]) -> None:
         self._num_multiprocessors = num_multiprocessors
         self._asked_by_nobody: _Changes | None = None  # made at the first pass that changes scores
+        self._capability = capability
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        return self._capability
 
     def unpack_rows(
         self,
@@ -324,6 +331,48 @@ class TritonKernels:
             constants=expand_constants(tile, num_outputs=out_TO.shape[1]),
             num_warps=4,
         )
+
+    def expert_product(
+        self,
+        x_NI: torch.Tensor,
+        weights: torch.Tensor,
+        biases_EO: torch.Tensor | None,
+        order: ExpertOrder,
+        *,
+        has_inputs_first: bool,
+    ) -> torch.Tensor:
+        x_NI = _dense_rows(x_NI)
+        assert weights.is_contiguous(), weights.stride()
+        assert weights.dtype == x_NI.dtype, (weights.dtype, x_NI.dtype)
+        num_experts, num_outputs, num_inputs = weights.shape
+        if has_inputs_first:
+            num_outputs, num_inputs = num_inputs, num_outputs
+        num_pairs = len(order.pairs_P)
+        out_PO = torch.empty(num_pairs, num_outputs, dtype=x_NI.dtype, device=x_NI.device)
+        tile = order.tile
+        num_tiles = num_expert_tiles(rows=tile.rows, num_pairs=num_pairs, num_experts=num_experts)
+        _launch(
+            expert_product,
+            (num_tiles, -(-num_outputs // tile.outputs)),
+            x_NI,
+            weights,
+            None if biases_EO is None else biases_EO.contiguous(),
+            order.pairs_P,
+            order.ends_E,
+            out_PO,
+            x_NI.stride(0),
+            constants=expert_constants(
+                tile,
+                num_experts=num_experts,
+                num_inputs=num_inputs,
+                num_outputs=num_outputs,
+                pairs_of_row=num_pairs // len(x_NI),
+                has_inputs_first=has_inputs_first,
+            ),
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+        return out_PO
 
     def gumbel(self, seed_words_S2: torch.Tensor, positions_S: torch.Tensor, ids_SC: torch.Tensor) -> torch.Tensor:
         ids_SC = _dense_rows(ids_SC)

@@ -25,9 +25,10 @@ def load_triton_kernels(device: torch.device) -> DeviceKernels:
     except ImportError as error:
         raise TritonMissing(f"the package triton of torch for CUDA cannot be imported: {error}") from error
     check_compiler(Path(sysconfig.get_path("include")))
-    check_capability(*torch.cuda.get_device_capability(device))
+    capability = torch.cuda.get_device_capability(device)
+    check_capability(*capability)
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    kernels = TritonKernels(num_multiprocessors=multiprocessors)
+    kernels = TritonKernels(num_multiprocessors=multiprocessors, capability=capability)
     try_kernel(kernels, device)
     return kernels
 

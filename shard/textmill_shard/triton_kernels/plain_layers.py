@@ -1,12 +1,13 @@
 """The plain torch that the small kernels of layers must agree with. `attention/` has that of the other kernels."""
 
-# ... any leading dims, I width; of adapters: T rows, I inputs, O outputs, r rank
+# ... any leading dims, I width; of adapters: T rows, I inputs, O outputs, r rank; of experts: N rows, P pairs of
+# a row and an expert, E experts
 
 import torch
 from torch.nn import functional
 
 from textmill_shard.model.adapter import NO_ADAPTER
-from textmill_shard.triton_kernels.interface import Activation, LowRankTable
+from textmill_shard.triton_kernels.interface import Activation, ExpertOrder, LowRankTable
 
 
 def rms_norm_plainly(x: torch.Tensor, factor_I: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -46,3 +47,29 @@ def add_low_rank_plainly(out_TO: torch.Tensor, x_TI: torch.Tensor, table: LowRan
         index_n = (places_T == place).nonzero().squeeze(1)
         z_nr = (x_TI[index_n].float() @ low.a_rI.float().T * low.scale).to(x_TI.dtype)
         out_TO[index_n] = (out_TO[index_n] + z_nr.float() @ low.b_Or.float().T).to(out_TO.dtype)
+
+
+def expert_product_plainly(
+    x_NI: torch.Tensor,
+    weights: torch.Tensor,
+    biases_EO: torch.Tensor | None,
+    order: ExpertOrder,
+    *,
+    has_inputs_first: bool,
+) -> torch.Tensor:
+    """Return x W^T + b of each pair with the W and b of its expert, `[P, O]`, rounded once.
+
+    Reads on the host where the pairs of each expert end.
+    """
+    pairs_of_row = len(order.pairs_P) // len(x_NI)
+    out_PO = x_NI.new_empty(len(order.pairs_P), weights.shape[2 if has_inputs_first else 1])
+    start = 0
+    for expert, end in enumerate(order.ends_E.tolist()):
+        pairs_n = order.pairs_P[start:end]
+        matrix_IO = weights[expert].float() if has_inputs_first else weights[expert].float().T
+        product_nO = x_NI[pairs_n // pairs_of_row].float() @ matrix_IO
+        if biases_EO is not None:
+            product_nO = product_nO + biases_EO[expert].float()
+        out_PO[pairs_n] = product_nO.to(x_NI.dtype)
+        start = end
+    return out_PO

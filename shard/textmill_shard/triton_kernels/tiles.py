@@ -66,6 +66,42 @@ def low_rank_tile(*, max_rank: int, is_decode: bool) -> LowRankTile:
     return LowRankTile(rows=32, width=width, ranks=min(width, 64), inputs=64, outputs=64)
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertTile:
+    """The work of one program of the kernel that multiplies by the matrices of experts."""
+
+    rows: int  # pairs of a row and an expert
+    outputs: int
+    inputs: int  # that are read at a time
+    num_warps: int
+    num_stages: int
+
+
+def expert_tile(*, itemsize: int, num_pairs: int, num_experts: int) -> ExpertTile:
+    """Return the tile for so many pairs of a row and an expert, with elements of `itemsize` bytes.
+
+    Where an expert has few pairs, as in decodes, time goes into reading its matrix, and more rows would stay empty.
+    """
+    pairs_of_expert = -(-num_pairs // num_experts)
+    if itemsize == 4:  # without tensor cores, and with weights of twice the bytes
+        return ExpertTile(
+            rows=LEAST_ROWS if pairs_of_expert <= LEAST_ROWS else 32, outputs=64, inputs=32, num_warps=4, num_stages=2
+        )
+    if pairs_of_expert <= LEAST_ROWS:
+        return ExpertTile(rows=LEAST_ROWS, outputs=64, inputs=128, num_warps=4, num_stages=4)
+    if pairs_of_expert <= 64:
+        return ExpertTile(rows=64, outputs=128, inputs=64, num_warps=4, num_stages=3)
+    return ExpertTile(rows=128, outputs=128, inputs=64, num_warps=8, num_stages=3)
+
+
+def num_expert_tiles(*, rows: int, num_pairs: int, num_experts: int) -> int:
+    """Return the most tiles of `rows` pairs that can be needed, however the pairs are spread over the experts.
+
+    An expert with n pairs needs (n + rows - 1) // rows tiles, and at most so many experts as there are pairs have any.
+    """
+    return (num_pairs + min(num_pairs, num_experts) * (rows - 1)) // rows
+
+
 def num_splits(*, num_tiles: int, num_kv_heads: int, num_multiprocessors: int) -> int:
     """Return the parts of each context, a power of two, so that all multiprocessors have work.
 

@@ -8,13 +8,21 @@ This file imports no triton.
 # G query heads per key/value head, D key width, E value width, P rotary width
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal, get_args
 
 from textmill_shard.model.decode_rows import FED, FIELDS, HEADER
 from textmill_shard.triton_kernels.interface import ACTIVATIONS, Activation
-from textmill_shard.triton_kernels.tiles import LowRankTile, Tile, attention_tile, low_rank_tile, power_of_two
+from textmill_shard.triton_kernels.tiles import (
+    ExpertTile,
+    LowRankTile,
+    Tile,
+    attention_tile,
+    expert_tile,
+    low_rank_tile,
+    power_of_two,
+)
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 Stored = Literal["fp8e4nv", "fp8e5"]  # Triton's words for float8_e4m3fn and float8_e5m2
@@ -146,6 +154,24 @@ class LowRankCase:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertCase:
+    """What a variant of `expert_product` is for."""
+
+    dtype: Dtype
+    num_experts: int
+    num_inputs: int
+    num_outputs: int
+    num_pairs: int  # of rows and experts in a step
+    pairs_of_row: int = 1  # that share a row of the inputs
+    has_inputs_first: bool = False  # the weights are [experts, inputs, outputs]
+    has_bias: bool = False
+
+    @property
+    def tile(self) -> ExpertTile:
+        return expert_tile(itemsize=ITEMSIZE[self.dtype], num_pairs=self.num_pairs, num_experts=self.num_experts)
+
+
+@dataclass(frozen=True, slots=True)
 class UnpackCase:
     """What a variant of `unpack_rows` is for."""
 
@@ -154,7 +180,18 @@ class UnpackCase:
     has_rope_positions: bool = False
 
 
-Case = AttentionCase | MergeCase | WriteCase | NormCase | GateCase | ScanCase | LowRankCase | NoiseCase | UnpackCase
+Case = (
+    AttentionCase
+    | MergeCase
+    | WriteCase
+    | NormCase
+    | GateCase
+    | ScanCase
+    | LowRankCase
+    | ExpertCase
+    | NoiseCase
+    | UnpackCase
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +318,29 @@ def expand_constants(tile: LowRankTile, *, num_outputs: int) -> dict[str, Any]:
         "ROWS": tile.rows,
         "RANK_TILE": tile.ranks,
         "Z_WIDTH": tile.width,
+    }
+
+
+def expert_constants(
+    tile: ExpertTile,
+    *,
+    num_experts: int,
+    num_inputs: int,
+    num_outputs: int,
+    pairs_of_row: int,
+    has_inputs_first: bool,
+) -> dict[str, Any]:
+    """Return the constants of `expert_product`."""
+    return {
+        "EXPERTS": num_experts,
+        "EXPERTS_WIDTH": power_of_two(num_experts),
+        "INNER": num_inputs,
+        "OUTPUTS": num_outputs,
+        "PAIRS_OF_ROW": pairs_of_row,
+        "INPUTS_FIRST": has_inputs_first,
+        "ROWS": tile.rows,
+        "OUT_TILE": tile.outputs,
+        "INNER_TILE": tile.inputs,
     }
 
 
@@ -451,6 +511,50 @@ def _low_rank_rows(kernel: Literal["shrink", "expand"]) -> Sequence[Variant]:
     return [*rows, *(_low_rank(kernel, LowRankCase("fp32", 576, 16, is_decode)) for is_decode in _BOTH)]
 
 
+def _expert(case: ExpertCase, *, is_sample: bool = False) -> Variant:
+    pointer, tile = f"*{case.dtype}", case.tile
+    sizes = f"{case.num_experts} experts, {case.num_inputs} to {case.num_outputs}"
+    options = ", inputs first" if case.has_inputs_first else ""
+    options += ", bias" if case.has_bias else ""
+    return Variant(
+        kernel="expert_product",
+        name=f"{case.dtype}, {sizes}{options}, {case.pairs_of_row} pairs a row, tiles of {tile.rows}",
+        case=case,
+        types=(pointer, pointer, pointer if case.has_bias else None, "*i64", "*i32", pointer, "i32"),
+        constants=expert_constants(
+            tile,
+            num_experts=case.num_experts,
+            num_inputs=case.num_inputs,
+            num_outputs=case.num_outputs,
+            pairs_of_row=case.pairs_of_row,
+            has_inputs_first=case.has_inputs_first,
+        ),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        is_sample=is_sample,
+    )
+
+
+def _expert_rows() -> Sequence[Variant]:
+    """Return the products of Qwen3-30B-A3B, Mixtral 8x7B and gpt-oss-20b: decodes, chunks of 1,024 and 8,192 tokens."""
+    rows = []
+    sizes: tuple[tuple[Dtype, int], ...]
+    sizes = ("bf16", 1), ("bf16", 1024), ("bf16", 8192), ("fp16", 1), ("fp32", 1), ("fp32", 8192)
+    for dtype, num_tokens in sizes:
+        into = ExpertCase(dtype, 128, 2048, 1536, 8 * num_tokens, pairs_of_row=8)
+        rows.append(_expert(into, is_sample=(dtype, num_tokens) == ("bf16", 1)))
+        rows.append(_expert(ExpertCase(dtype, 128, 768, 2048, 8 * num_tokens)))
+    for num_tokens in (1, 8192):
+        rows.append(_expert(ExpertCase("bf16", 8, 4096, 28_672, 2 * num_tokens, pairs_of_row=2)))
+        rows.append(_expert(ExpertCase("bf16", 8, 14_336, 4096, 2 * num_tokens)))
+    sizes = ("bf16", 1), ("bf16", 256), ("bf16", 8192), ("fp16", 8192), ("fp32", 1), ("fp32", 8192)
+    for dtype, num_tokens in sizes:
+        into = ExpertCase(dtype, 32, 2880, 5760, 4 * num_tokens, pairs_of_row=4, has_inputs_first=True, has_bias=True)
+        rows.append(_expert(into))
+        rows.append(_expert(replace(into, num_outputs=2880, pairs_of_row=1)))
+    return rows
+
+
 def _scans(case: ScanCase, *, is_sample: bool = False) -> tuple[Variant, ...]:
     num_parts = -(-case.vocab_size // SCAN_IDS)
     has_temperature = "temperature" in case.changes
@@ -576,7 +680,7 @@ def _attention_rows() -> Sequence[Variant]:
         rows.append(_attention(case, is_sample=is_sample, why_spills=_ONE_REGISTER if spills else None))
     for scores, is_decode in product((*((score,) for score in SCORES), SCORES), (True, False)):
         case = AttentionCase("bf16", 4, 128, 128, is_decode, scores)
-        rows.append(_attention(case, is_sample=len(scores) > 1))
+        rows.append(_attention(case, is_sample=len(scores) > 1 and not is_decode))
     rows += [_attention(AttentionCase("bf16", 4, 128, 128, False, scores)) for scores in SPAN_SCORES]
     rows += [_attention(AttentionCase("bf16", group, 128, 128, True)) for group in (1, 3, 7, 16, 50)]
     rows += [_attention(AttentionCase("bf16", group, 128, 128, False)) for group in (1, 7)]
@@ -631,6 +735,7 @@ VARIANTS: tuple[Variant, ...] = (
     *_scan_rows(),
     *_low_rank_rows("shrink"),
     *_low_rank_rows("expand"),
+    *_expert_rows(),
     _noise(NoiseCase(1024)),
     _unpack(UnpackCase(), is_sample=True),
     _unpack(UnpackCase(has_adapters=True)),

@@ -21,12 +21,14 @@ from tests.fakes.tiny_models import make_tiny_llama
 
 WIDTH = 8
 FOUND = {"qkv": 6, "gate_up": 4, "rms_norm": 5, "rotary_turn": 2, "residual": 2}
+IN_OTHER_MODELS = {"experts"}  # see test_device_experts.py
 
 
 class CountingKernels(PlainKernels):
     """Counts the calls of the small kernels."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.num_norms = self.num_sums = self.num_gates = 0
 
     def rms_norm(self, *given: Any) -> torch.Tensor:
@@ -46,7 +48,7 @@ class CountingKernels(PlainKernels):
 def test_each_swap_can_be_left_out(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert set(DEVICE_SWAPS) <= set(FOUND)
+    assert set(DEVICE_SWAPS) <= set(FOUND) | IN_OTHER_MODELS
     load_by(monkeypatch, PlainKernels())
     options = LoadOptions(model_dir=make_tiny_llama(tmp_path), dtype="float32", disabled_swaps=(name,))
     with caplog.at_level(logging.INFO, "textmill_shard"):

@@ -53,7 +53,9 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variants: set[Any]) 
     folder = make_tiny_llama(tmp_path, max_position_embeddings=4096)
     options = LoadOptions(model_dir=folder, dtype="float32", block_size=BLOCK_SIZE)
     loaded = load_model(options, lambda phase, share: None)
-    kernels.now = launches.TritonKernels(num_multiprocessors=H100_MULTIPROCESSORS)  # behind the check at load
+    kernels.now = launches.TritonKernels(
+        num_multiprocessors=H100_MULTIPROCESSORS, capability=(9, 0)
+    )  # behind the check at load
     loaded.allocate_kv(0)
     return loaded
 

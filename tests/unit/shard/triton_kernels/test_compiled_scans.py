@@ -78,7 +78,7 @@ def batches() -> Iterator[list[SamplingParams]]:
 
 def test_no_batch_needs_a_kernel_that_the_start_has_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     variants = Variants(monkeypatch)
-    kernels: Any = launches.TritonKernels(num_multiprocessors=1)
+    kernels: Any = launches.TritonKernels(num_multiprocessors=1, capability=(9, 0))
     compile_scans(kernels, vocab_size=VOCABULARY, device=CPU)
     compiled = set(variants.found)
     assert {name for name, *_ in compiled} == {"scan_parts", "merge_parts", "gumbel"}
@@ -105,6 +105,6 @@ def test_no_batch_needs_a_kernel_that_the_start_has_not_compiled(monkeypatch: py
 def test_the_variants_of_the_start_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is compiled at the first start of a machine."""
     variants = Variants(monkeypatch)
-    kernels: Any = launches.TritonKernels(num_multiprocessors=1)
+    kernels: Any = launches.TritonKernels(num_multiprocessors=1, capability=(9, 0))
     compile_scans(kernels, vocab_size=VOCABULARY, device=CPU)
     assert len(variants.found) == 6 + 2 + 1

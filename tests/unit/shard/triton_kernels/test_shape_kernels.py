@@ -17,9 +17,9 @@ from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import IdLists, RepetitionChange, ScoreChanges, Temperatures
 from textmill_shard.triton_kernels import kernels as kernels_file
-from textmill_shard.triton_kernels.interface import DeviceKernels, LowRankTable, PagedIndices
+from textmill_shard.triton_kernels.interface import DeviceKernels, ExpertOrder, LowRankTable, PagedIndices
 from textmill_shard.triton_kernels.tile_map import map_tiles
-from textmill_shard.triton_kernels.tiles import attention_tile
+from textmill_shard.triton_kernels.tiles import attention_tile, expert_tile
 
 from tests.fakes.fake_gpu import GPU, FakeGpu, ShapeKernels
 from tests.fakes.kernel_cases import H100_MULTIPROCESSORS, interpreted_kernels
@@ -84,6 +84,14 @@ def add_adapters(kernels: DeviceKernels, move: Move) -> torch.Tensor:
     return out_TI
 
 
+def multiply_by_experts(kernels: DeviceKernels, move: Move, *, has_inputs_first: bool) -> torch.Tensor:
+    weights = torch.randn(3, WIDTH, D) if has_inputs_first else torch.randn(3, D, WIDTH)
+    tile = expert_tile(itemsize=4, num_pairs=2 * T, num_experts=3)
+    order = ExpertOrder(tile, move(torch.arange(2 * T)), move(torch.tensor([4, 4, 2 * T], dtype=torch.int32)))
+    x_NI = move(joined(WIDTH, 5)[0])
+    return kernels.expert_product(x_NI, move(weights), None, order, has_inputs_first=has_inputs_first)
+
+
 def scan(kernels: DeviceKernels, move: Move, *, is_changed: bool, num_candidates: int) -> Any:
     slots, lists = move(torch.tensor([0, -1])), IdLists(move(torch.ones(1, 3).long()), move(torch.ones(1).long()))
     changes = ScoreChanges()
@@ -135,6 +143,8 @@ CALLS: dict[str, Call] = {
     ),
     "gate": lambda kernels, move: kernels.gate_up(*map(move, joined(WIDTH, WIDTH)), "silu"),
     "adapters": add_adapters,
+    "experts": lambda kernels, move: multiply_by_experts(kernels, move, has_inputs_first=False),
+    "experts with inputs first": lambda kernels, move: multiply_by_experts(kernels, move, has_inputs_first=True),
     "noise": lambda kernels, move: kernels.gumbel(
         move(torch.ones(T, 2).long()), move(torch.ones(T).long()), move(torch.ones(T, 9).long()[:, :7])
     ),
@@ -181,6 +191,7 @@ def test_a_stand_in_gives_what_the_kernel_gives(name: str, monkeypatch: pytest.M
         "gate_up",
         "shrink",
         "expand",
+        "expert_product",
     )
     assert sum(gpu.counts[kernel] for kernel in (*kernels, "gumbel", "scan_parts", "merge_parts")) == len(launched)
 
@@ -204,4 +215,6 @@ def test_each_kernel_is_compared() -> None:
     with gpu:
         for call in CALLS.values():
             call(kernels, on_gpu)
-    assert kernels.names == {name for name in vars(DeviceKernels) if not name.startswith("_")}
+    assert kernels.names == {
+        name for name, value in vars(DeviceKernels).items() if callable(value) and not name.startswith("_")
+    }

@@ -8,6 +8,7 @@ the border on which the token's request was admitted, and dynamic tables are fix
 # T tokens of the step
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from textmill_shard.attention.seam import StepContext
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layouts.device_constants import PhimoeTables
 
-_LONG, _DYNAMIC = "longrope", "dynamic"
+_LONG, _DYNAMIC, _DEFAULT = "longrope", "dynamic", "default"
 
 
 def find_rope_border(config: Any) -> int | None:
@@ -46,7 +47,7 @@ def fix_dynamic_tables(model: nn.Module, *, max_tokens: int) -> None:
         frequencies, scaling = ROPE_INIT_FUNCTIONS[_DYNAMIC](module.config, None, seq_len=max_tokens)
         module.inv_freq = frequencies.to(module.inv_freq.device)
         module.attention_scaling = scaling
-        module.rope_type = "default"  # transformers does not compute a default table again
+        module.rope_type = _DEFAULT  # transformers does not compute a default table again
 
 
 def choose_long_tables_by_token(model: nn.Module, context: StepContext, *, border: int) -> None:
@@ -57,32 +58,75 @@ def choose_long_tables_by_token(model: nn.Module, context: StepContext, *, borde
     for module in modules:
         if isinstance(module.forward, PhimoeTables):
             continue  # which chooses by token
-        module.forward = _TableByToken(module.forward, context, border)
+        module.forward = _TableByToken(module, context, border)
 
 
 class _TableByToken:
-    """Calls the rotary layer once with short positions and once with a long one, and takes each token's own table."""
+    """Calls the rotary layer with the short and with the long frequencies, and takes each token's own table.
 
-    def __init__(self, forward: Any, context: StepContext, border: int) -> None:
-        self._forward = forward
+    The layer's own choice is switched off, because some versions of transformers read the longest position on the host.
+    """
+
+    def __init__(self, module: Any, context: StepContext, border: int) -> None:
+        self._module = module
+        self._forward = module.forward
         self._context = context
         self._border = border
+        types = module.rope_type
+        layers = [layer for layer, kind in types.items() if kind == _LONG] if isinstance(types, Mapping) else [None]
+        self._frequencies = {layer: self._frequencies_of(layer) for layer in layers}
+        # transformers does not choose between the frequencies of a default table.
+        module.rope_type = {**types, **dict.fromkeys(layers, _DEFAULT)} if isinstance(types, Mapping) else _DEFAULT
 
-    def __call__(self, x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None, **kwargs: Any
+    ) -> Any:
+        if layer_type is not None:
+            kwargs["layer_type"] = layer_type
+        if layer_type not in self._frequencies:
+            return self._forward(x, position_ids, **kwargs)
+        frequencies = self._frequencies[layer_type]
         is_long_T = self._context.is_long_rope_T
-        if is_long_T is None:  # one text alone, at load, for which the layer's own choice is right
-            return self._forward(x, position_ids, *args, **kwargs)
-        short = self._forward(x, position_ids.masked_fill(is_long_T, 0), *args, **kwargs)
-        beyond = position_ids.new_full((position_ids.shape[0], 1), self._border)
-        long = self._forward(x, torch.cat([position_ids, beyond], dim=1), *args, **kwargs)
+        if is_long_T is None:  # one text alone, at load, when the host may wait
+            is_long = bool(position_ids.max() >= self._border)
+            return self._table(frequencies.long if is_long else frequencies.short, x, position_ids, kwargs)
+        short, long = (self._table(table, x, position_ids, kwargs) for table in (frequencies.short, frequencies.long))
         if torch.is_tensor(short):
             return _choose(is_long_T, long, short)
         return tuple(_choose(is_long_T, *pair) for pair in zip(long, short, strict=True))
 
+    def _table(self, frequencies: torch.Tensor, x: torch.Tensor, positions: torch.Tensor, named: dict[str, Any]) -> Any:
+        setattr(self._module, _buffer_of(named.get("layer_type")), frequencies)
+        return self._forward(x, positions, **named)
+
+    def _frequencies_of(self, layer: str | None) -> "_Frequencies":
+        """Return the frequencies that the layer takes for a short and for a long text."""
+        name = _buffer_of(layer)
+        named = {} if layer is None else {"layer_type": layer}
+        device = getattr(self._module, name).device
+        found = []
+        for position in (0, self._border):
+            self._forward(torch.zeros(1, device=device), torch.tensor([[position]], device=device), **named)
+            found.append(getattr(self._module, name).clone())
+        return _Frequencies(*found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frequencies:
+    """The two sets of a longrope table, each of half of the rotary width."""
+
+    short: torch.Tensor
+    long: torch.Tensor
+
+
+def _buffer_of(layer: str | None) -> str:
+    """Return the name under which a rotary layer keeps its frequencies."""
+    return "inv_freq" if layer is None else f"{layer}_inv_freq"
+
 
 def _choose(is_long_T: torch.Tensor, long: torch.Tensor, short: torch.Tensor) -> torch.Tensor:
-    """Return a table `[1, T, width]`. The long table has one token more, which made the layer choose the long one."""
-    return torch.where(is_long_T[None, :, None], long[:, :-1], short)
+    """Return a table `[1, T, width]`."""
+    return torch.where(is_long_T[None, :, None], long, short)
 
 
 def _rotary_modules(model: nn.Module, kind: str) -> list[Any]:

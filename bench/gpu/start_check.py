@@ -70,6 +70,7 @@ def _draw_trials(runner: ModelRunner, num_slots: int) -> DrawTrials:
             device=runner.device,
             scanner=scanner,
             vocabulary=runner.vocabulary,
+            project=runner.project if runner.vocabulary is None else runner.project_part,
         ).sample
 
     return make

@@ -355,6 +355,7 @@ def _draw_trials(settings: ServeSettings, runner: ModelRunner) -> DrawTrials:
             device=runner.device,
             scanner=_scanner(runner),
             vocabulary=runner.vocabulary,
+            project=runner.project if runner.vocabulary is None else runner.project_part,
         ).sample
 
     return make

@@ -282,6 +282,7 @@ def plan_narrow(folder: Path, parallel: TensorParallel) -> NarrowSight:
             device=runner.device,
             scanner=None,
             vocabulary=runner.vocabulary,
+            project=runner.project if runner.vocabulary is None else runner.project_part,
         ).sample
 
     limits = KvMemoryOptions(max_step_tokens=NARROW_STEP_TOKENS, num_slots=4, memory_fraction=0.01)

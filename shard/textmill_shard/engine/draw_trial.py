@@ -1,6 +1,6 @@
 """Samples the rows of a step whose requests ask for everything, to find what the largest step takes of the memory."""
 
-# N rows, V vocabulary, W words
+# T tokens of the step, D width of the hidden states, n positions of a prompt, N rows, V vocabulary
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +12,8 @@ from textmill_shard.engine.wish_upload import build_step_rows
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.sampling.draw import FULL_ROWS
+from textmill_shard.sampling.logprobs import SLICE_TOKENS, prompt_logprobs
+from textmill_shard.sampling.part_prompts import part_prompt_logprobs
 from textmill_shard.sampling.part_sampler import PartSampler
 from textmill_shard.sampling.row_scan import RowScanner
 from textmill_shard.sampling.row_selection import StepRows
@@ -19,6 +21,8 @@ from textmill_shard.sampling.sampler import Draft, Sampler
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.plan import NO_IDS
 from textmill_shard.slots.sampling_params import SamplingParams
+
+NUM_ALTERNATIVES = 5
 
 # What a first pass over the scores does for requests, as far as a kernel does that. Typical-p needs the entropy.
 _IN_ONE_PASS = SamplingParams(
@@ -29,7 +33,7 @@ _IN_ONE_PASS = SamplingParams(
     frequency_penalty=0.1,
     logit_bias=((0, 0.1),),
     wants_logprobs=True,
-    top_n_tokens=5,
+    top_n_tokens=NUM_ALTERNATIVES,
     has_grammar=True,
 )
 # Beside that what the stages do one by one. `min_new_tokens` is a part of the mask where a request has a grammar, and
@@ -61,8 +65,15 @@ class DrawTrial:
         device: torch.device,
         scanner: RowScanner | None,
         vocabulary: SharedVocabulary | None,
+        project: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        """`longest_text` is the number of tokens of the longest request. `scanner` and `vocabulary` are the model's."""
+        """`longest_text` is the number of tokens of the longest request. `scanner` and `vocabulary` are the model's.
+
+        `project` gives the logits [n, V] of hidden states [n, D], of the ids of this rank. None: the model has no
+        log-probabilities of prompts.
+        """
+        self._project = project
+        self._vocabulary = vocabulary
         self._sampler = Sampler(num_slots=num_slots, device=device, scanner=scanner)
         self._parts = None if vocabulary is None else PartSampler(self._sampler, vocabulary)
         self._vocab_size = vocab_size
@@ -72,13 +83,24 @@ class DrawTrial:
 
     @torch.inference_mode()
     def sample(self, output: ForwardOutput) -> None:
-        """Draw a token for each row of the logits, once by a first pass and once by all stages."""
+        """Rate a prompt by its hidden states, and draw for each row of logits, by a first pass and by all stages."""
+        if output.hidden_TD is not None and self._project is not None:
+            self._rate(self._project, output.hidden_TD)
         num_rows = len(output.logits_NV)
         for params in (_IN_ONE_PASS, _BY_STAGES):
             self._admit(params, num_rows)
             rows = build_step_rows(self._sampler.select(np.arange(num_rows)), self._sampler.device)
             draft = self._draft(output, rows)
             self._sampler.append(rows, draft.sampled.tokens_N)
+
+    def _rate(self, project: Callable[[torch.Tensor], torch.Tensor], hidden_TD: torch.Tensor) -> None:
+        """Find log-probabilities and alternatives of as many positions of a prompt as are rated together."""
+        hidden_nD = hidden_TD[:SLICE_TOKENS]
+        targets_n = torch.zeros(len(hidden_nD), dtype=torch.int64, device=hidden_nD.device)
+        if self._vocabulary is None:
+            prompt_logprobs(project, hidden_nD, targets_n, NUM_ALTERNATIVES)
+        else:
+            part_prompt_logprobs(project, self._vocabulary, hidden_nD, targets_n, NUM_ALTERNATIVES)
 
     def _fill(self, num_slots: int) -> None:
         """Take the memory of the state that grows with the texts, of which a grammar's masks are a part."""

@@ -31,7 +31,8 @@ ADAPTER_SHARE = 0.05
 DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
 
 # Takes the memory of a sampler's state, and returns what samples the rows of a step whose requests ask for everything.
-# Where ranks share a vocabulary, the output has this rank's part of the logits.
+# The output has hidden states too, where they can become logits. Where ranks share a vocabulary, the output has this
+# rank's part of the logits.
 DrawTrials: TypeAlias = Callable[[], Callable[[ForwardOutput], None]]
 
 
@@ -321,7 +322,8 @@ def _run(runner: ModelRunner, batch: ForwardBatch, draws: DrawTrials | None) -> 
         runner.forward(batch)
         return
     sample = draws()
-    sample(runner.forward(replace(batch, keeps_parts=runner.vocabulary is not None)))
+    parts = replace(batch, keeps_parts=runner.vocabulary is not None)
+    sample(runner.forward(parts, wants_hidden=runner.facts.can_project))
 
 
 def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) -> ForwardBatch:

@@ -13,6 +13,7 @@ from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.model.shared_vocabulary import SharedVocabulary
 from textmill_shard.native.ranks import RankRoom
 from textmill_shard.sampling import draw
+from textmill_shard.sampling.logprobs import SLICE_TOKENS
 from textmill_shard.sampling.row_scan import DeviceRowScanner
 from textmill_shard.sampling.sampler import DEFAULT_NUM_CANDIDATES, Sampler
 
@@ -43,7 +44,7 @@ def output() -> ForwardOutput:
     return ForwardOutput(logits_NV=logits_NV, hidden_TD=None)
 
 
-def make_trial(kernels: Watched, vocabulary: SharedVocabulary | None = None) -> DrawTrial:
+def make_trial(kernels: Watched, vocabulary: SharedVocabulary | None = None, project: Any = None) -> DrawTrial:
     return DrawTrial(
         num_slots=NUM_SLOTS,
         vocab_size=VOCABULARY,
@@ -51,6 +52,7 @@ def make_trial(kernels: Watched, vocabulary: SharedVocabulary | None = None) -> 
         device=CPU,
         scanner=DeviceRowScanner(kernels),
         vocabulary=vocabulary,
+        project=project,
     )
 
 
@@ -122,3 +124,21 @@ def test_ranks_that_share_a_vocabulary_try_their_parts(applied: list[str]) -> No
         found = [future.result(60) for future in [threads.submit(run, rank, rests=False) for rank in (0, 1)]]
     assert found[0] == found[1] == alone
     assert len(meeting.sent_bytes) == 4  # for each draw the gift, and rows that are laid together
+
+
+@pytest.mark.parametrize("has_parts", [False, True])
+def test_a_trial_rates_as_many_positions_of_a_prompt_as_are_rated_together(has_parts: bool) -> None:
+    projected: list[int] = []
+    parallel = TensorParallel(0, 2, room=cast(RankRoom, None))
+    vocabulary = SharedVocabulary(parallel, (1700, VOCABULARY - 1700)) if has_parts else None
+    num_ids = VOCABULARY if vocabulary is None else vocabulary.num_ids
+
+    def project(hidden_nD: torch.Tensor) -> torch.Tensor:
+        projected.append(len(hidden_nD))
+        return torch.zeros(len(hidden_nD), num_ids)
+
+    trial = make_trial(Watched(), vocabulary, project)
+    step = ForwardOutput(logits_NV=output().logits_NV[:, :num_ids].contiguous(), hidden_TD=torch.zeros(600, 8))
+    with parallel.at_rest():
+        trial.sample(step)
+    assert projected == [SLICE_TOKENS]

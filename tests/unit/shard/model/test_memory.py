@@ -165,7 +165,7 @@ def test_the_step_is_sampled_beside_the_state_of_a_sampler(
 
     def make() -> Callable[[ForwardOutput], None]:
         order.append("state")
-        return lambda output: order.append(f"draws of {len(output.logits_NV)}")
+        return lambda output: order.append(f"draws of {len(output.logits_NV)}, hidden {output.hidden_TD is not None}")
 
     monkeypatch.setattr(runner, "forward", noted)
 
@@ -177,4 +177,10 @@ def test_the_step_is_sampled_beside_the_state_of_a_sampler(
 
     monkeypatch.setattr("textmill_shard.model.memory.peak_bytes", peak)
     plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01), make)
-    assert order == ["begin", "state", "step", "draws of 1", "end"]  # a CPU tries a step with one row of logits
+    assert order == [
+        "begin",
+        "state",
+        "step",
+        "draws of 1, hidden True",
+        "end",
+    ]  # a CPU tries a step with one row of logits

@@ -84,9 +84,14 @@ def test_rule_06_the_vain_row_after_an_end_is_swallowed() -> None:
     def say(tokens: Sequence[int]) -> int:
         return EOS_ID if len(tokens) == 7 and tokens[0] == 5 else next_token(tokens)
 
-    with Shard(token_reader=late_reader()) as shard:
+    gate = threading.Semaphore(0)
+    with Shard(token_reader=gated_reader(gate)) as shard:
         shard.runner.say = say
         shard.send(admits=[admit(0, PROMPT, max_new=9), admit(1, [6, 2], max_new=9)])
+        for step in range(1, 9):  # tokens come when the next step has been launched
+            wait_until(partial(shard.has_launched, step + 1))
+            gate.release()
+        gate.release()
         tokens = shard.run_to_end(0, 1)
         assert tokens == {0: [*greedy(PROMPT, 2), EOS_ID], 1: greedy([6, 2], 9)}
         assert flags_of(shard.results, 0) == [0, 0, FLAG_FINISHED | FLAG_EOS]

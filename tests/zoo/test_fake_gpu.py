@@ -17,6 +17,7 @@ from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import Upload
 from textmill_shard.engine.wish_upload import WishUpload
+from textmill_shard.layers.low_rank_tables import LowRankTables
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.graph_trial import GraphTrial
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
@@ -246,8 +247,8 @@ def test_a_planted_read_of_the_rows_of_adapters_fails(tmp_path: Path, monkeypatc
         run_steps(gpu, runner, SAMPLINGS, (0, 1))
 
 
-def test_an_admission_and_a_correction_do_not_let_the_host_wait() -> None:
-    """Each stage writes the state of a slot behind the steps under way, and so does a token that was drawn again."""
+def test_an_admission_a_correction_and_an_adapter_do_not_let_the_host_wait() -> None:
+    """What they change is written behind the steps under way: the state of each stage, an id, and the tables."""
     samplings = (
         SamplingParams(do_sample=True, min_p=0.1, top_k=3, seed=3, logit_bias=((5, 1.0),), allowed_ids=(1, 2)),
         SamplingParams(repetition_penalty=1.2, frequency_penalty=0.5, bad_sequences=((1,), (2, 3, 4))),
@@ -262,7 +263,10 @@ def test_an_admission_and_a_correction_do_not_let_the_host_wait() -> None:
         for slot, sampling in enumerate(samplings):
             sampler.admit(slot, sampling, SlotText(np.array([5, 6, 7]), np.array([8, 8])))
         feed.correct(np.array([1, 2]), np.array([9, 9]))
-        assert gpu.counts["copy to the GPU"] > 10
+        adapters = LowRankTables(["q", "v"], device)
+        adapters.put(9, {})
+        adapters.remove(9)
+        assert gpu.counts["copy to the GPU"] > 13
         assert gpu.num_waits == 0
         torch.zeros(3).to(device)
         assert gpu.num_waits == 1

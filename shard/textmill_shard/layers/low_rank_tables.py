@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from textmill_shard.model.adapter import LowRank
+from textmill_shard.model.device_copy import to_device
 from textmill_shard.triton_kernels.interface import LowRankTable
 
 FIRST_PLACES = 8
@@ -55,9 +56,9 @@ class LowRankTables:
             addresses.append((0, 0) if low is None else (low.a_rI.data_ptr(), low.b_Or.data_ptr()))
             ranks.append(0 if low is None else low.rank)
             scales.append(0.0 if low is None else low.scale)
-        self._addresses_2MP[:, :, place] = torch.tensor(addresses, dtype=torch.int64).T.to(self._device)
-        self._ranks_MP[:, place] = torch.tensor(ranks, dtype=torch.int32).to(self._device)
-        self._scales_MP[:, place] = torch.tensor(scales, dtype=torch.float32).to(self._device)
+        self._addresses_2MP[:, :, place] = to_device(addresses, dtype=torch.int64, device=self._device).T
+        self._ranks_MP[:, place] = to_device(ranks, dtype=torch.int32, device=self._device)
+        self._scales_MP[:, place] = to_device(scales, dtype=torch.float32, device=self._device)
 
     def remove(self, place: int) -> None:
         """Free a place. Steps that were launched before still read the matrices, whose memory is taken behind them."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textmill_shard.sampling.device_copy import to_device
+from textmill_shard.model.device_copy import to_device
 from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.plan import NO_IDS, IdArray

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from textmill_shard.sampling.device_copy import to_device
+from textmill_shard.model.device_copy import to_device
 
 TAIL_ID = 0xFFFFFFFF  # the word that stands for "all other tokens"; never a token id
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from textmill_shard.sampling.device_copy import to_device
+from textmill_shard.model.device_copy import to_device
 from textmill_shard.sampling.row_selection import StageRows
 
 FIRST_WIDTH = 64

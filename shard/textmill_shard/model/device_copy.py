@@ -1,4 +1,4 @@
-"""Copies numbers to the device without a wait of the host, for the state of a slot that takes a request."""
+"""Copies numbers to the device without a wait of the host: the state of a slot that takes a request, or an adapter."""
 
 import numpy as np
 import numpy.typing as npt

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from textmill_shard.loader.kv_type import use_kv_type
 from textmill_shard.triton_kernels.variants import VARIANTS
 from torch.autograd import DeviceType
 
-from bench.gpu import kernel_checks, server_check, step_kernels, steps, streams
+from bench.gpu import kernel_checks, rates, server_check, step_kernels, steps, streams
 from bench.gpu import parts as parts_file
 from bench.gpu import setting as setting_file
 from bench.gpu.__main__ import main
@@ -187,6 +188,16 @@ def test_a_run_is_timed_by_the_median_on_the_clock_of_the_device_behind_warm_ups
     monkeypatch.setattr(Setting, "_read_other_memory", read_other_memory)
     assert timed.time_ms(run, repeats=5, is_cold=is_cold) == 5.0
     assert read == ([7.0, 1.0, 5.0, 90.0, 4.0] if is_cold else [])
+
+
+def test_a_device_is_busy_for_a_moment_before_its_rates_are_measured(
+    timed: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = iter([10.0, 10.2, 10.4, 10.51])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now_s))
+    runs: list[int] = []
+    rates._wake(timed, lambda: runs.append(1))
+    assert len(runs) == 3  # behind which half a second is over
 
 
 def test_other_memory_is_larger_than_the_cache_of_a_gpu(timed: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

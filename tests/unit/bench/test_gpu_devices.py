@@ -33,6 +33,7 @@ SMALL = {
     (part_checks, "VOCABULARY"): part_checks.DRY_VOCABULARY,
     (rates, "BYTES_COPIED"): 1 << 10,
     (rates, "WIDTH"): 64,
+    (rates, "WAKE_S"): 0.0,
     (setting_file, "OTHER_BYTES"): 1 << 10,
     (setting_file, "REPEATS"): 1,
 }

@@ -24,13 +24,13 @@ from textmill_shard.model.score_changes import (
     Temperatures,
 )
 from textmill_shard.triton_kernels import kernels as kernels_file
-from textmill_shard.triton_kernels.interface import PagedIndices
-from textmill_shard.triton_kernels.kernels import TritonKernels
+from textmill_shard.triton_kernels.interface import ExpertOrder, PagedIndices
 from textmill_shard.triton_kernels.tile_map import map_tiles
 from textmill_shard.triton_kernels.variants import (
     BLOCK_SIZE,
     VARIANTS,
     AttentionCase,
+    ExpertCase,
     GateCase,
     LowRankCase,
     MergeCase,
@@ -42,7 +42,7 @@ from textmill_shard.triton_kernels.variants import (
     WriteCase,
 )
 
-from tests.fakes.kernel_cases import H100_MULTIPROCESSORS, STORED_TYPES, Shape, rule_of
+from tests.fakes.kernel_cases import H100_MULTIPROCESSORS, STORED_TYPES, Shape, interpreted_kernels, rule_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WORDS = {
@@ -98,7 +98,7 @@ def attend(
     ends = torch.zeros(num_tokens, dtype=torch.int32) if "spans" in case.scores else None
     if num_multiprocessors == 0:
         num_multiprocessors = H100_MULTIPROCESSORS if case.is_split else 1
-    TritonKernels(num_multiprocessors=num_multiprocessors).attention(
+    interpreted_kernels(num_multiprocessors).attention(
         torch.zeros(num_tokens, case.group * num_kv_heads, case.key_dim, dtype=dtype),
         *pools,
         PagedIndices(starts, lens, tables, ends),
@@ -124,7 +124,7 @@ def write(case: WriteCase) -> None:
             torch.zeros(NUM_ROWS, case.rotary_dim, dtype=dtype),
         )
         tables = RotaryTables(cosines, sines, is_interleaved=case.turn == "interleaved")
-    TritonKernels(num_multiprocessors=1).write_kv(
+    interpreted_kernels(1).write_kv(
         torch.zeros(NUM_ROWS, case.group * num_kv_heads, case.key_dim, dtype=dtype),
         torch.zeros(NUM_ROWS, num_kv_heads, case.key_dim, dtype=dtype),
         torch.zeros(NUM_ROWS, num_kv_heads, case.value_dim, dtype=dtype),
@@ -137,7 +137,7 @@ def write(case: WriteCase) -> None:
 
 
 def norm(case: NormCase) -> None:
-    kernels, x = TritonKernels(num_multiprocessors=1), torch.zeros(NUM_ROWS, case.width, dtype=DTYPES[case.dtype])
+    kernels, x = interpreted_kernels(1), torch.zeros(NUM_ROWS, case.width, dtype=DTYPES[case.dtype])
     factor = torch.ones(case.width)
     if case.has_residual:
         kernels.add_rms_norm(x, torch.zeros_like(x), factor, 1e-5)
@@ -147,7 +147,7 @@ def norm(case: NormCase) -> None:
 
 def gate(case: GateCase) -> None:
     halves = torch.zeros(2, NUM_ROWS, case.width, dtype=DTYPES[case.dtype])
-    TritonKernels(num_multiprocessors=1).gate_up(halves[0], halves[1], case.activation)
+    interpreted_kernels(1).gate_up(halves[0], halves[1], case.activation)
 
 
 def scan(case: ScanCase) -> None:
@@ -164,7 +164,7 @@ def scan(case: ScanCase) -> None:
         temperatures=Temperatures(slots, ones(1)) if "temperature" in case.changes else None,
     )
     logits_NV = torch.zeros(NUM_ROWS, case.vocab_size)
-    TritonKernels(num_multiprocessors=1).first_pass(logits_NV, changes, 30 if case.has_candidates else 0)
+    interpreted_kernels(1).first_pass(logits_NV, changes, 30 if case.has_candidates else 0)
 
 
 def add_adapter(case: LowRankCase) -> None:
@@ -173,7 +173,7 @@ def add_adapter(case: LowRankCase) -> None:
     tables = LowRankTables(["layer"], cpu)
     low = LowRank(torch.ones(1, case.width, dtype=dtype), torch.ones(case.width, 1, dtype=dtype), 1.0)
     tables.put(1, {"layer": LowRankTables.to_device(low, cpu)})
-    TritonKernels(num_multiprocessors=1).add_low_rank(
+    interpreted_kernels(1).add_low_rank(
         torch.zeros(NUM_ROWS, case.width, dtype=dtype),
         torch.zeros(NUM_ROWS, case.width, dtype=dtype),
         tables.of("layer"),
@@ -183,9 +183,27 @@ def add_adapter(case: LowRankCase) -> None:
     )
 
 
+def multiply(case: ExpertCase) -> None:
+    """Multiply tensors without memory, because the matrices of all experts have gigabytes."""
+    meta, dtype = torch.device("meta"), DTYPES[case.dtype]
+    sizes = (case.num_inputs, case.num_outputs) if case.has_inputs_first else (case.num_outputs, case.num_inputs)
+    order = ExpertOrder(
+        case.tile,
+        torch.empty(case.num_pairs, dtype=torch.int64, device=meta),
+        torch.empty(case.num_experts, dtype=torch.int32, device=meta),
+    )
+    interpreted_kernels(1).expert_product(
+        torch.empty(case.num_pairs // case.pairs_of_row, case.num_inputs, dtype=dtype, device=meta),
+        torch.empty(case.num_experts, *sizes, dtype=dtype, device=meta),
+        torch.empty(case.num_experts, case.num_outputs, dtype=dtype, device=meta) if case.has_bias else None,
+        order,
+        has_inputs_first=case.has_inputs_first,
+    )
+
+
 def make_noise(case: NoiseCase) -> None:
     ids_SC = torch.zeros(NUM_ROWS, case.num_ids).long()
-    TritonKernels(num_multiprocessors=1).gumbel(torch.zeros(NUM_ROWS, 2).long(), torch.zeros(NUM_ROWS).long(), ids_SC)
+    interpreted_kernels(1).gumbel(torch.zeros(NUM_ROWS, 2).long(), torch.zeros(NUM_ROWS).long(), ids_SC)
 
 
 def unpack(case: UnpackCase) -> None:
@@ -205,7 +223,7 @@ def unpack(case: UnpackCase) -> None:
         is_long_rope_T=numbers(NUM_ROWS, dtype=torch.bool) if case.has_two_rope_tables else None,
         rope_positions_3T=numbers(3, NUM_ROWS) if case.has_rope_positions else None,
     )
-    TritonKernels(num_multiprocessors=1).unpack_rows(
+    interpreted_kernels(1).unpack_rows(
         numbers(99, dtype=torch.int32), numbers(1), batch, scratch_block=9, block_size=BLOCK_SIZE
     )
 
@@ -218,13 +236,13 @@ RUNS: Mapping[type, Callable[[Any], None]] = {
     GateCase: gate,
     ScanCase: scan,
     LowRankCase: add_adapter,
+    ExpertCase: multiply,
     NoiseCase: make_noise,
     UnpackCase: unpack,
 }
-ROWS = [variant for variant in VARIANTS if type(variant.case) in RUNS]
 
 
-@pytest.mark.parametrize("variant", ROWS, ids=lambda variant: f"{variant.kernel}, {variant.name}")
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant.kernel}, {variant.name}")
 def test_a_row_of_the_table_is_what_is_launched(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     with noted_launches(monkeypatch) as launches:
         RUNS[type(variant.case)](variant.case)

@@ -119,8 +119,14 @@ def signal_name(number: int) -> str:
 
 
 def code_of_os_error(error: OSError, otherwise: ExitCode) -> ExitCode:
-    """Return the code of a full disk where the error says so, else `otherwise`."""
-    return ExitCode.DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else otherwise
+    """Return the code of a full disk, or of a folder that cannot be written, where the error says so, else `otherwise`.
+
+    An error of the network has no file.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExitCode.DISK_FULL
+    is_unwritable = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+    return ExitCode.WRONG_SETTING if is_unwritable and error.filename is not None else otherwise
 
 
 def page() -> str:

@@ -96,8 +96,13 @@ def fetch(arguments: argparse.Namespace) -> int:
         # The library hides what the hub said behind the sentence that the model is not in the cache.
         error = found.__cause__ if isinstance(found.__cause__, HfHubHTTPError) else found
         code = exit_code_of(error)
-        is_full = code == ExitCode.DISK_FULL
-        reason = _explain_full_disk(_cache_of(arguments)) if is_full else explain(error, arguments.revision)
+        match code:
+            case ExitCode.DISK_FULL:
+                reason = _explain_full_disk(_cache_of(arguments))
+            case ExitCode.WRONG_SETTING:
+                reason = _explain_closed_folder(_cache_of(arguments), error)
+            case _:
+                reason = explain(error, arguments.revision)
         report.fail(f"{arguments.model_id}: {reason}")
         return code
     print(folder)
@@ -198,6 +203,13 @@ def _explain_full_disk(cache: Path) -> str:
     return (
         f"the disk of {cache} is full: {free_mib:.1f} MiB are free; make room, or give another "
         "--huggingface-hub-cache; a later download goes on where this one ended"
+    )
+
+
+def _explain_closed_folder(cache: Path, error: Exception) -> str:
+    return (
+        f"the cache {cache} cannot be written ({error}): give this user the right to write there, or give another "
+        "--huggingface-hub-cache; a cache that nobody may write serves models that are there (HF_HUB_OFFLINE=1)"
     )
 
 

@@ -137,4 +137,14 @@ def test_offline_without_the_model_says_what_to_try(tmp_path: Path) -> None:
 
 def test_full_disk_has_a_code_of_its_own() -> None:
     assert exit_code_of(OSError(errno.ENOSPC, "No space left on device")) == ExitCode.DISK_FULL
-    assert exit_code_of(OSError(errno.EACCES, "Permission denied")) == ExitCode.HUB_FAILED
+    assert exit_code_of(OSError(errno.EACCES, "Permission denied")) == ExitCode.HUB_FAILED  # by the network
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        assert exit_code_of(OSError(number, os.strerror(number), "/models/hub")) == ExitCode.WRONG_SETTING
+
+
+def test_cache_that_cannot_be_written_is_named_with_the_flag(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = download(hub.url, tmp_path / "file" / "hub", "--model-id", "org/open")
+    assert done.returncode == ExitCode.WRONG_SETTING
+    assert f"org/open: the cache {tmp_path}/file/hub cannot be written ([Errno 20] Not a directory" in done.stderr
+    assert "--huggingface-hub-cache" in done.stderr

@@ -1,5 +1,6 @@
 """The command `textmill-shard`, with its parts `serve`, `convert` and `tokenizer`."""
 
+import errno
 import faulthandler
 import gc
 import logging
@@ -33,16 +34,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         log.info("settings", extra=settings.describe())
         return serve(settings)
-    from textmill_shard.errors import ModelError, exit_code_of
+    from textmill_shard.errors import WRONG_SETTING, ModelError, exit_code_of
 
     source = settings.gguf if isinstance(settings, ConvertSettings) else settings.model_dir
     try:
         folder = _convert(settings)
     except (ModelError, OSError) as error:
+        if isinstance(error, OSError) and _is_closed(settings.cache_dir, error):
+            log.critical(
+                "converting %s failed: %s cannot be written (%s): give this user the right to write there, or give "
+                "another --conversion-cache",
+                *(source, settings.cache_dir, error),
+            )
+            return WRONG_SETTING
         log.critical("converting %s failed: %s", source, error)
         return exit_code_of(error)
     print(folder)
     return 0
+
+
+def _is_closed(cache: Path, error: OSError) -> bool:
+    """Whether the error says that this user cannot write in the cache, or cannot make it."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) or error.filename is None:
+        return False
+    place = Path(error.filename)
+    return place.is_relative_to(cache) or cache.is_relative_to(place)
 
 
 def _convert(settings: ConvertSettings | TokenizerSettings) -> Path:

@@ -8,7 +8,17 @@ from textmill_shard.layouts.sub_batches import cut_into_sub_batches
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 
 from tests.fakes.step_harness import Shard
-from tests.zoo.drive import BUDGET, NUM_NEW, load_zoo_model, make_admit, make_zoo_model, reference_logits, zoo_facts
+from tests.zoo.drive import (
+    BUDGET,
+    CHUNK_TOKENS,
+    NUM_NEW,
+    load_zoo_model,
+    make_admit,
+    make_zoo_model,
+    reference_logits,
+    run_zoo_model,
+    zoo_facts,
+)
 from tests.zoo.states import STATE
 
 ENTRIES = {entry.name: entry for entry in STATE}
@@ -28,6 +38,15 @@ def greedy(reference: torch.nn.Module, prompt: list[int]) -> list[int]:
     for _ in range(NUM_NEW):
         tokens.append(int(reference_logits(reference, tokens)[-1].argmax()))
     return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", ["mamba", "qwen3_next"])
+def test_chunks_that_end_in_a_token_beside_other_chunks(name: str, tmp_path: Path) -> None:
+    """Single tokens that stand between chunks are computed in their place."""
+    model = make_zoo_model(ENTRIES[name], tmp_path)
+    runner = load_zoo_model(model, native_cache_dir=None)
+    lengths = (CHUNK_TOKENS + 1, 2 * CHUNK_TOKENS + 1, 1, 3 * CHUNK_TOKENS + 1)
+    assert run_zoo_model(model, runner, prompt_lengths=lengths).difference <= ENTRIES[name].tolerance
 
 
 @pytest.mark.parametrize("name", ["jamba", "bamba", "qwen3_next", "lfm2"])

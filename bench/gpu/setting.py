@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from textmill_shard.device import why_no_gpu
+from textmill_shard.device import pick_device, why_no_gpu
 from textmill_shard.model.decode_graphs import CudaGraphRecorder, GraphRecorder, RecordedStep
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.triton_kernels.kernels import TritonKernels
@@ -136,7 +136,9 @@ def make_setting(*, is_dry: bool, left_s: float) -> Setting:
         return Setting(torch.device("cpu"), True, ends_at, kernels)
     if not torch.cuda.is_available():
         raise CannotRun(f"torch sees no GPU ({why_no_gpu()}): --dry runs everything in tiny shapes on the CPU")
-    device = torch.device("cuda:0")
+    device = torch.device(
+        pick_device("cuda", number=0, num_shards=1)
+    )  # as a shard does, with float32 products as exact
     num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     capability = torch.cuda.get_device_capability(device)
     kernels = TritonKernels(num_multiprocessors=num_multiprocessors, capability=capability)

@@ -104,6 +104,21 @@ def test_a_machine_without_a_gpu_is_told_why_in_the_report_too_and_nothing_of_an
     assert sorted(path.name for path in file.parent.iterdir()) == ["report.json", "report.md"]
 
 
+def test_a_run_computes_float32_products_as_a_shard_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")  # as the environment of NVIDIA's images of torch asks
+        assert make_setting(is_dry=False, left_s=1.0).device == torch.device("cuda:0")
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_refusal_behind_parts_that_have_run_names_the_others_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# What the decorator sets, and what all modules under it have.
-_MARKS = ("has_gate", "has_bias", "is_transposed", "num_experts", "_apply_gate", "down_proj")
+from textmill_shard.probing.expert_routes import is_experts
+
 _ROW_BYTES = 16  # of which torch's `grouped_mm` wants the rows to be multiples
 _LOOP = "eager"  # transformers' word for one product after the other
 
@@ -43,7 +43,7 @@ class ExpertWeights:
 
 def find_expert_weights(module: nn.Module) -> ExpertWeights | None:
     """Return the weights of a module of experts. None: the module is something else."""
-    if not all(hasattr(module, mark) for mark in _MARKS):
+    if not is_experts(module):
         return None
     experts: Any = module
     up, down = getattr(experts, "gate_up_proj" if experts.has_gate else "up_proj", None), experts.down_proj

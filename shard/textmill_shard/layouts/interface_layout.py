@@ -136,6 +136,7 @@ def _arrange(
             adapters=adapters,
             linears=linears,
             swaps=swaps,
+            routes_by_text=probe.routes_by_text,
             vocabulary_sizes=let_head_give_part(model),
         )
     check_states_can_be_asked()
@@ -151,6 +152,7 @@ def _arrange(
         linears=linears,
         states=rows,
         swaps=swaps,
+        routes_by_text=probe.routes_by_text,
     )
 
 

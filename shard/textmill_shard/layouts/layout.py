@@ -19,6 +19,7 @@ from textmill_shard.model.runner import StepDecoder
 from textmill_shard.native.kernels import Kernels
 from textmill_shard.probing.cache_probe import PaddedFinding, probe_padded
 from textmill_shard.probing.call_observer import CallObserver
+from textmill_shard.probing.expert_routes import TextRoutes
 from textmill_shard.probing.probe import NO_MARKS, ProbeResult, probe_model
 from textmill_shard.triton_kernels.flash_backend import kernels_of
 from textmill_shard.triton_kernels.interface import DeviceKernels
@@ -124,6 +125,7 @@ class Layout:
     is_native: bool = False
     vocabulary_sizes: tuple[int, ...] | None = None  # ids of each rank, where the decoder gives a part of the logits
     swaps: dict[str, int] = field(default_factory=dict)  # number of replaced layers, by swap
+    routes_by_text: tuple[TextRoutes, ...] = ()  # the experts of the texts' tokens; empty: not known
 
 
 def find_decoder(model: Any) -> Any:

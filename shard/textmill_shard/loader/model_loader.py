@@ -230,7 +230,12 @@ def _make_runner(
         else SharedVocabulary(source.parallel, layout.vocabulary_sizes),
         states=layout.states,
     )
-    check_against_probe(runner, texts=filled.texts, expected_V_by_text=layout.logits_V_by_text)
+    check_against_probe(
+        runner,
+        texts=filled.texts,
+        expected_V_by_text=layout.logits_V_by_text,
+        routes_by_text=layout.routes_by_text,
+    )
     if image is not None:
         check_image_against_probe(runner, image)
     return runner

@@ -17,6 +17,7 @@ from textmill_shard.attention.seam import set_text_attention
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.media_inputs import MediaInputs
+from textmill_shard.probing.expert_routes import RouteNotes, TextRoutes
 from textmill_shard.probing.image_probe import ImageProbe
 from textmill_shard.probing.mask_pattern import (
     MaskPattern,
@@ -54,6 +55,7 @@ class ProbeResult:
     logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
     image: ImageProbe | None = None  # the text with an image, for a model that takes images
     image_logits_V: torch.Tensor | None = None  # float32, of its last token
+    routes_by_text: tuple[TextRoutes, ...] = ()  # the experts of each text's tokens
 
 
 def probe_model(
@@ -72,13 +74,14 @@ def probe_model(
     model_type = model.config.model_type
     logits: list[torch.Tensor] = []
     findings: list[tuple[LayerFinding, ...]] = []
+    routes: list[TextRoutes] = []
     # The predicates of masks look marks up, and are asked about texts of this length.
     num_marked = num_asked(max_tokens)
     with _Recorder(max_tokens=max_tokens) as recorder:
         set_text_attention(model, PROBE_ATTENTION)
         for text_L in texts:
             try:
-                with torch.inference_mode():
+                with torch.inference_mode(), RouteNotes(model) as notes:
                     ids_1L = text_L.unsqueeze(0)
                     marks = {name: ids_1L.new_full((1, num_marked), mark) for name, mark in text_marks.items()}
                     output = model(input_ids=ids_1L, use_cache=False, **marks)
@@ -86,6 +89,7 @@ def probe_model(
                 raise UnsupportedModelError(f"models of type {model_type} cannot be served: {error}") from error
             logits.append(output.logits[0, -1].float())
             findings.append(recorder.take_layers())
+            routes.append(notes.take())
         layers = findings[0]
         image_logits_V = None
         if image is not None:
@@ -118,7 +122,12 @@ def probe_model(
             f"models of type {model_type} cannot be served yet: one attention layer runs several times in a step"
         )
     return ProbeResult(
-        layers=layers, states=states, logits_V_by_text=tuple(logits), image=image, image_logits_V=image_logits_V
+        layers=layers,
+        states=states,
+        logits_V_by_text=tuple(logits),
+        image=image,
+        image_logits_V=image_logits_V,
+        routes_by_text=tuple(routes),
     )
 
 

@@ -7,6 +7,7 @@ The model has float32 weights, in which products of other shapes differ too litt
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from textmill_shard.model.runner import ModelRunner
@@ -55,7 +56,7 @@ def check_loop(setting: Setting) -> Iterator[Row]:
 
     fill_pool(runner, num_blocks)
     expected = run(has_overlap=False).tokens
-    yield _row("steps", [tokens_of_transformers(setting, sizes, requests[0])], expected[:1])
+    yield _row("steps", [tokens_of_transformers(make_model(setting, sizes), requests[0])], expected[:1])
     yield _row("overlap", expected, run(has_overlap=True).tokens)
     chunk = 5 if setting.is_dry else 100
     yield _row(f"chunks of {chunk} tokens, overlap", expected, run(has_overlap=True, chunk_tokens=chunk).tokens)
@@ -76,10 +77,9 @@ def check_loop(setting: Setting) -> Iterator[Row]:
     yield from check_parts(setting, SAMPLINGS)
 
 
-def tokens_of_transformers(setting: Setting, sizes: Sizes, request: Request) -> list[int]:
-    """Return the greedy tokens of transformers' own loop, of a model with the same weights."""
-    model = make_model(setting, sizes)
-    ids = torch.tensor([request.prompt], device=setting.device)
+def tokens_of_transformers(model: Any, request: Request) -> list[int]:
+    """Return the greedy tokens of transformers' own loop."""
+    ids = torch.tensor([request.prompt], device=model.device)
     found = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),  # else transformers takes the id 0 for padding

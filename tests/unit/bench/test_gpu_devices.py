@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.gpu import kernel_checks, loop_checks, part_checks, rates, start_check, steps, streams
+from bench.gpu import file_check, kernel_checks, loop_checks, part_checks, rates, start_check, steps, streams
 from bench.gpu import parts as parts_file
 from bench.gpu import setting as setting_file
 from bench.gpu.messages import Job
@@ -29,6 +29,7 @@ SMALL = {
     (streams, "LOAD"): streams.DRY_LOAD,
     (start_check, "STEP_TOKENS"): start_check.DRY_STEP_TOKENS,
     (loop_checks, "SMALL"): loop_checks.DRY_SMALL,
+    (file_check, "SMALL"): loop_checks.DRY_SMALL,
     (loop_checks, "NUM_NEW"): 6,
     (part_checks, "VOCABULARY"): part_checks.DRY_VOCABULARY,
     (rates, "BYTES_COPIED"): 1 << 10,

@@ -184,6 +184,17 @@ def test_what_is_not_json_is_400(client: httpx.Client, route: str, body: bytes) 
     assert_serves(client)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_mark_is_named(client: httpx.Client, encoding: str) -> None:
+    text = '{"inputs": "hi", "parameters": {"max_new_tokens": 1}}'
+    headers = {"content-type": "application/json"}
+    answer = client.post("/generate", content=text.encode(encoding), headers=headers)
+    error = assert_error(answer, 400, "invalid_json")
+    assert error.endswith("; the body begins with a byte order mark: send UTF-8 without one")
+    plain = client.post("/generate", content=text[:-1].encode(), headers=headers)
+    assert "byte order" not in assert_error(plain, 400, "invalid_json")
+
+
 def nested(depth: int) -> list[Any]:
     value: list[Any] = []
     for _ in range(depth):

@@ -1,5 +1,6 @@
 """A JSON body is read and checked: its length, its type, its syntax and its shape, in this order, in each dialect."""
 
+import codecs
 import re
 from typing import Any, TypeVar
 
@@ -65,7 +66,14 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[Struct]) -> Struct:
         value = _check_syntax(body)  # syntax comes before shape, wherever each fault stands
         raise shape_error(str(error), value, wanted=decoder.type) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidJson(f"the body is not JSON: {error}") from None
+        raise _not_json(body, error) from None
+
+
+def _not_json(body: bytes, error: Exception) -> InvalidJson:
+    """Return the refusal of a body that is not JSON. Programs on Windows write marks before texts, or use UTF-16."""
+    marked = any(body.startswith(mark) for mark in (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    advice = "; the body begins with a byte order mark: send UTF-8 without one" if marked else ""
+    return InvalidJson(f"the body is not JSON: {error}{advice}")
 
 
 def _check_syntax(body: bytes) -> Any:
@@ -76,7 +84,7 @@ def _check_syntax(body: bytes) -> Any:
     except msgspec.ValidationError:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidJson(f"the body is not JSON: {error}") from None
+        raise _not_json(body, error) from None
 
 
 async def read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:

@@ -89,9 +89,9 @@ def _is_harmless(option: Option, given: Given, harmless: Sequence[object]) -> bo
 
 
 def _parse(option: Option, given: Given) -> object:
-    shown = "***" if option.is_secret else repr(given.value)
     if not given.value.strip():
-        raise SettingsError(f"{given.where} is {shown}, wanted {option.help}")
+        raise SettingsError(f"{given.where} is empty: give a value, or leave it out ({option.help})")
+    shown = "***" if option.is_secret else repr(given.value)
     try:
         return option.parse(given.value)
     except BadValue as error:

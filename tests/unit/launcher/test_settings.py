@@ -160,7 +160,7 @@ def test_empty_variable_counts_as_unset() -> None:
         (["--sharded", "perhaps"], ("--sharded", "'perhaps'", "true or false")),
         (["--hostname", "example.org"], ("--hostname", "'example.org'", "IP address")),
         (["--graceful-termination-timeout", "inf"], ("--graceful-termination-timeout", "'inf'", "seconds >= 0")),
-        (["--model-id", " "], ("--model-id", "' '", "hub id")),
+        (["--model-id", " "], ("--model-id", "is empty", "hub id")),
         (["--shard-uds-path", "/" + "x" * 200], ("--shard-uds-path", "201 bytes", "at most 104")),
     ],
 )
@@ -226,7 +226,7 @@ def test_several_keys_come_from_repeated_flags_and_from_lines_of_the_variable() 
     assert load_settings(["--api-key", "a,b", "--api-key", "c"], {}).api_key == ("a,b", "c")
     assert load_settings([], {"API_KEY": "a,b\nc\n"}).api_key == ("a,b", "c")
     for bad in ("\n", "a\n\nb"):
-        with pytest.raises(SettingsError, match=r"API_KEY is \*\*\*"):
+        with pytest.raises(SettingsError, match=r"API_KEY is (empty|\*\*\*, wanted some text on each line)"):
             load_settings([], {"API_KEY": bad})
 
 
@@ -245,10 +245,9 @@ def test_flags_that_need_another_flag_say_so(argv: list[str], words: str) -> Non
         load_settings(argv, {})
 
 
-def test_bad_api_key_is_not_shown_in_the_message() -> None:
-    with pytest.raises(SettingsError) as refused:
+def test_empty_value_is_told_with_the_way_out() -> None:
+    with pytest.raises(SettingsError, match=r"^--api-key is empty: give a value, or leave it out \(key that callers"):
         load_settings(["--api-key", "  "], {})
-    assert "***" in str(refused.value)
 
 
 @pytest.mark.parametrize(

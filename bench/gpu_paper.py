@@ -5,10 +5,14 @@ memory, or that of its operations at the rate of matrix products, whichever is l
 and nothing is read twice, so that a measured time is judged against a floor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, product
 
-from textmill_shard.triton_kernels.tiles import attention_tile, num_splits
+import torch
+from textmill_shard.triton_kernels.interface import TileMap
+from textmill_shard.triton_kernels.tile_map import plan_tiles_plainly
+from textmill_shard.triton_kernels.tiles import attention_tile, count_further, count_tiles
 
 BYTES_PER_S = 4.3e12  # memory of an H200, as measured by copies
 OPERATIONS_PER_S = 780e12  # dense products in bfloat16, as measured by large products
@@ -18,6 +22,7 @@ ADAPTER_RANK = 16
 CANDIDATES = 1024  # of a row that draws without a top-k
 PART_IDS = 4096  # of a program of `scan_parts`
 MULTIPROCESSORS = 132  # of an H200
+RESIDENT_PROGRAMS = 3  # of attention over decodes in a multiprocessor, by their shared memory (docs/kernels.md)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +149,7 @@ def extra_costs(shape: Shape, step: Step) -> list[Cost]:
         ),
         # Each part has its values, its highest score and its sum, which are written and read.
         Cost(
-            "`merge_splits`, where contexts are split because rows are few",
+            "`merge_splits`, where contexts are cut because rows are few",
             shape.layers,
             shape.layers * 2 * part_bytes,
             shape.layers * part_bytes // SCORE_BYTES * 2,
@@ -162,17 +167,60 @@ def extra_costs(shape: Shape, step: Step) -> list[Cost]:
 
 
 def _num_parts(shape: Shape, step: Step) -> int:
-    """Return into how many parts attention splits each context of the step."""
+    """Return into how many parts attention cuts the context of each tile of the step."""
+    plan = _plan(shape, [(step.tokens_each, step.context)] * step.sequences)
+    return max(_parts_of_tiles(plan))
+
+
+def _plan(shape: Shape, lens: Sequence[tuple[int, int]]) -> TileMap:
+    """Return the tiles of sequences of so many tokens in the step and in their context."""
     group = shape.heads // shape.kv_heads
+    starts = torch.tensor([0, *accumulate(count for count, _ in lens)], dtype=torch.int32)
+    num_tokens = int(starts[-1])
     tile = attention_tile(
         itemsize=ITEM_BYTES,
         group=group,
         key_dim=shape.head_dim,
         value_dim=shape.head_dim,
-        max_query_len=step.tokens_each,
+        max_query_len=max(count for count, _ in lens),
     )
-    num_tiles = min(step.tokens, step.tokens // tile.num_queries(group) + step.sequences + 1)
-    return num_splits(num_tiles=num_tiles, num_kv_heads=shape.kv_heads, num_multiprocessors=MULTIPROCESSORS)
+    num_tiles = count_tiles(tile, group=group, num_tokens=num_tokens, num_sequences=len(lens))
+    num_further = count_further(num_tiles=num_tiles, num_kv_heads=shape.kv_heads, num_multiprocessors=MULTIPROCESSORS)
+    context_lens_R = torch.tensor([length for _, length in lens], dtype=torch.int32)
+    return plan_tiles_plainly(starts, context_lens_R, tile, group=group, num_tokens=num_tokens, num_further=num_further)
+
+
+def _parts_of_tiles(plan: TileMap) -> list[int]:
+    parts: list[int] = (plan.parts_before.diff() + 1).tolist()
+    return parts
+
+
+# Contexts of decodes, by the name of the step.
+DECODES: Mapping[str, Sequence[int]] = {
+    **{
+        f"{rows} of {context:,}": [context] * rows
+        for rows, context in product((1, 8, 64, 256), (1_000, 5_000, 100_000))
+        if rows * context <= 64 * 100_000
+    },
+    "63 of 1,000 and 1 of 100,000": [*[1_000] * 63, 100_000],
+}
+
+
+def attention_lines() -> Iterator[str]:
+    """Return the table of decodes: programs with work, their reads, and the floor of one layer's attention."""
+    shape = Shape()
+    yield "| decodes | parts of the longest | programs of a multiprocessor | KiB under way | MB | us |"
+    yield "|---|---|---|---|---|---|"
+    for name, lens in DECODES.items():
+        plan = _plan(shape, [(1, length) for length in lens])
+        programs = (len(lens) + int(plan.parts_before[-1])) * shape.kv_heads / MULTIPROCESSORS
+        place_bytes = 2 * shape.head_dim * ITEM_BYTES
+        under_way = min(programs, RESIDENT_PROGRAMS) * (plan.tile.num_stages - 1) // 2 * plan.tile.places * place_bytes
+        num_bytes = sum(lens) * shape.kv_heads * place_bytes
+        most = max(_parts_of_tiles(plan))
+        floor_us = 1e6 * num_bytes / BYTES_PER_S
+        cells = f"{programs:.1f} | {under_way / 1024:.0f} | {num_bytes / 1e6:,.1f} | {floor_us:,.1f}"
+        yield f"| {name} | {most} | {cells} |"
 
 
 def lines() -> Iterator[str]:
@@ -203,4 +251,4 @@ def _cell(num_bytes: int, operations: int, expected_us: float) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(lines()))
+    print("\n".join([*lines(), "", *attention_lines()]))

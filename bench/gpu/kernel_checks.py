@@ -5,6 +5,7 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ from textmill_shard.triton_kernels.plain_layers import (
     rms_norm_plainly,
 )
 from textmill_shard.triton_kernels.plain_rows import unpack_rows_plainly
-from textmill_shard.triton_kernels.tile_map import map_tiles
+from textmill_shard.triton_kernels.tile_map import plan_tiles_plainly
+from textmill_shard.triton_kernels.tiles import Tile
 from textmill_shard.triton_kernels.variants import (
     BLOCK_SIZE,
     FIRST_WITH_E4M3,
@@ -51,6 +53,7 @@ from textmill_shard.triton_kernels.variants import (
     MergeCase,
     NoiseCase,
     NormCase,
+    PlanCase,
     ScanCase,
     UnpackCase,
     Variant,
@@ -151,8 +154,31 @@ def _error_of(setting: Setting, variant: Variant, dtype: torch.dtype) -> float:
             return _expert_error(setting, case, dtype)
         case UnpackCase():
             return _unpack_error(setting, case)
+        case PlanCase():
+            return _plan_error(setting, case)
         case MergeCase():
             raise AssertionError("the check of attention with splits covers the merge")
+
+
+def _plan_error(setting: Setting, case: PlanCase) -> float:
+    """Return how many numbers of the plan of decodes, of chunks and of a long context are wrong."""
+    lens = [(1, 700), (0, 0), (1, 90_000), (3 * case.num_queries + 1, 4000), *[(1, 300)] * 300]
+    starts = torch.tensor([0, *accumulate(count for count, _ in lens)], dtype=torch.int32, device=setting.device)
+    context_lens_R = torch.tensor([length for _, length in lens], dtype=torch.int32, device=setting.device)
+    tile = Tile(rows=4 * case.num_queries, places=64, num_warps=4, num_stages=1)
+    num_tokens = int(starts[-1]) + 5
+    found = setting.kernels.plan_tiles(
+        starts, context_lens_R, tile, group=4, num_kv_heads=NUM_KV_HEADS, num_tokens=num_tokens
+    )
+    expected = plan_tiles_plainly(
+        starts, context_lens_R, tile, group=4, num_tokens=num_tokens, num_further=len(found.further_tiles)
+    )
+    pairs = (
+        (found.sequences, expected.sequences),
+        (found.parts_before, expected.parts_before),
+        (found.further_tiles, expected.further_tiles),
+    )
+    return float(sum(int((one != other).sum()) for one, other in pairs))
 
 
 def _unpack_error(setting: Setting, case: UnpackCase) -> float:
@@ -329,13 +355,18 @@ def _attention_error(setting: Setting, case: AttentionCase, dtype: torch.dtype) 
         slopes_H=_random(setting, torch.float32, num_heads).abs() / 10 if "slopes" in case.scores else None,
         sees_spans="spans" in case.scores,
     )
-    tiles = map_tiles(batch.query_starts, case.tile, group=case.group, num_tokens=len(query_THD))
     indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB, batch.span_ends_T)
-    kernels = (
-        setting.kernels
-        if case.is_split
-        else TritonKernels(num_multiprocessors=1, capability=setting.kernels.capability)
-    )  # one splits no context
+    kernels = setting.kernels
+    if not case.is_split:  # a GPU without multiprocessors cuts no context
+        kernels = TritonKernels(num_multiprocessors=0, capability=setting.kernels.capability)
+    tiles = kernels.plan_tiles(
+        batch.query_starts,
+        batch.context_lens_R,
+        case.tile,
+        group=case.group,
+        num_kv_heads=NUM_KV_HEADS,
+        num_tokens=len(query_THD),
+    )
     step = ReferenceAttention().prepare(batch, block_size=BLOCK_SIZE)
     if case.stored is not None:
         scales = _scales(setting)

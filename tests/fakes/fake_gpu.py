@@ -19,15 +19,16 @@ from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.interface import Activation, ExpertOrder, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.part_candidates import best_of_parts
-from textmill_shard.triton_kernels.tiles import num_splits
+from textmill_shard.triton_kernels.tiles import Tile, count_tiles
 from textmill_shard.triton_kernels.variants import SCAN_IDS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.fakes.plain_kernels import further_parts
+
 GPU = torch.device("cuda:0")
-H100_MULTIPROCESSORS = 132
 # Operations of torch that launch nothing.
 _VIEWS = frozenset(
     {
@@ -362,6 +363,25 @@ class ShapeKernels:
         self._launch("write_kv", query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T, *given)
         return query_THD if tables is None else query_THD.new_empty(query_THD.shape)
 
+    def plan_tiles(
+        self,
+        query_starts: torch.Tensor,
+        context_lens_R: torch.Tensor,
+        tile: Tile,
+        *,
+        group: int,
+        num_kv_heads: int,
+        num_tokens: int,
+    ) -> TileMap:
+        self._launch("plan_tiles", query_starts, context_lens_R)
+        num_sequences = len(context_lens_R)
+        num_tiles = count_tiles(tile, group=group, num_tokens=num_tokens, num_sequences=num_sequences)
+        num_further = further_parts(
+            tile, group=group, num_kv_heads=num_kv_heads, num_tokens=num_tokens, num_sequences=num_sequences
+        )
+        numbers = (query_starts.new_empty(length) for length in (num_tiles, num_tiles + 1, num_further))
+        return TileMap(tile, *numbers)
+
     def attention(
         self,
         query_THD: torch.Tensor,
@@ -378,13 +398,8 @@ class ShapeKernels:
             *(indices.query_starts, indices.context_lens_R, indices.block_tables_RB),
             *(() if scales is None else (scales.keys_K, scales.values_K)),
         )
-        num_parts = num_splits(
-            num_tiles=min(len(tiles.sequences), len(query_THD)),
-            num_kv_heads=value_pool.shape[2],
-            num_multiprocessors=H100_MULTIPROCESSORS,
-        )
-        if num_parts > 1:
-            self._launch("merge_splits", query_THD)
+        if len(tiles.further_tiles):
+            self._launch("merge_splits", query_THD, tiles.parts_before, tiles.further_tiles)
         return query_THD.new_empty(*query_THD.shape[:2], value_pool.shape[3])
 
     def rms_norm(self, x: torch.Tensor, factor_I: torch.Tensor, epsilon: float) -> torch.Tensor:

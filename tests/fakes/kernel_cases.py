@@ -15,13 +15,11 @@ from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.model.kv_scales import KvScales, store
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.triton_kernels.interface import DeviceKernels, PagedIndices
-from textmill_shard.triton_kernels.tile_map import map_tiles
 from textmill_shard.triton_kernels.tiles import Tile
 from textmill_shard.triton_kernels.variants import Stored
 
 from tests.fakes.native_cases import Piece
 
-H100_MULTIPROCESSORS = 132
 STORED_TYPES: Mapping[Stored, torch.dtype] = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
 # Decode rows and chunks with contexts on both sides of the borders of blocks and tiles, and rows without a query.
 DECODES = (Piece(0, 1), Piece(15, 1), Piece(63, 1), Piece(20, 0), Piece(64, 1), Piece(0, 0), Piece(130, 1))
@@ -40,8 +38,8 @@ class Shape:
 
 
 @cache
-def interpreted_kernels(num_multiprocessors: int = 1) -> DeviceKernels:
-    """Return the kernels as the interpreter runs them. With one multiprocessor no context is split."""
+def interpreted_kernels(num_multiprocessors: int = 0) -> DeviceKernels:
+    """Return the kernels as the interpreter runs them. With 0 multiprocessors no context is cut."""
     from textmill_shard.triton_kernels.kernels import TritonKernels  # imports triton
 
     return TritonKernels(num_multiprocessors=num_multiprocessors, capability=(8, 0))
@@ -53,7 +51,7 @@ def run_attention(
     rule: AttentionRule,
     *,
     pieces: Sequence[Piece] = MIXED,
-    num_multiprocessors: int = 1,
+    num_multiprocessors: int = 0,
     num_padding: int = 0,
     stored: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,8 +96,16 @@ def run_attention(
         ReferenceAttention().prepare(batch, block_size=shape.block_size).attend(query_THD, *pools, rule, scales)
     )
     indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB, batch.span_ends_T)
-    tiles = map_tiles(batch.query_starts, tile, group=shape.group, num_tokens=num_tokens)
-    out_THE = interpreted_kernels(num_multiprocessors).attention(query_THD, *pools, indices, tiles, rule, scales)
+    kernels = interpreted_kernels(num_multiprocessors)
+    tiles = kernels.plan_tiles(
+        batch.query_starts,
+        batch.context_lens_R,
+        tile,
+        group=shape.group,
+        num_kv_heads=shape.num_kv_heads,
+        num_tokens=num_tokens,
+    )
+    out_THE = kernels.attention(query_THD, *pools, indices, tiles, rule, scales)
     return out_THE, expected_THE
 
 

@@ -31,6 +31,16 @@ from textmill_shard.triton_kernels.plain_layers import (
     rms_norm_plainly,
 )
 from textmill_shard.triton_kernels.plain_rows import unpack_rows_plainly
+from textmill_shard.triton_kernels.tile_map import plan_tiles_plainly
+from textmill_shard.triton_kernels.tiles import Tile, count_further, count_tiles
+
+H100_MULTIPROCESSORS = 132
+
+
+def further_parts(tile: Tile, *, group: int, num_kv_heads: int, num_tokens: int, num_sequences: int) -> int:
+    """Return the further parts of contexts that stand ready on an H100."""
+    num_tiles = count_tiles(tile, group=group, num_tokens=num_tokens, num_sequences=num_sequences)
+    return count_further(num_tiles=num_tiles, num_kv_heads=num_kv_heads, num_multiprocessors=H100_MULTIPROCESSORS)
 
 
 class PlainKernels:
@@ -63,6 +73,23 @@ class PlainKernels:
         scales: KvScales | None = None,
     ) -> torch.Tensor:
         return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T, tables, scales)
+
+    def plan_tiles(
+        self,
+        query_starts: torch.Tensor,
+        context_lens_R: torch.Tensor,
+        tile: Tile,
+        *,
+        group: int,
+        num_kv_heads: int,
+        num_tokens: int,
+    ) -> TileMap:
+        num_further = further_parts(
+            tile, group=group, num_kv_heads=num_kv_heads, num_tokens=num_tokens, num_sequences=len(context_lens_R)
+        )
+        return plan_tiles_plainly(
+            query_starts, context_lens_R, tile, group=group, num_tokens=num_tokens, num_further=num_further
+        )
 
     def attention(
         self,

@@ -24,6 +24,7 @@ Job: TypeAlias = tuple[int, int]  # place of a variant in VARIANTS, and compute 
 # Files of `device/` with the kernels in them.
 KERNEL_FILES = {
     "paged_attention": "attention",
+    "plan_tiles": "plan_tiles",
     "merge_splits": "attention",
     "write_kv": "kv_write",
     "rms_norm": "norm",
@@ -48,6 +49,10 @@ class Usage:
     registers: int  # of a thread
     local_bytes: int  # of a thread: what does not fit into registers
     shared_bytes: int  # of a program
+    has_tf32: bool = False  # whether products round numbers of 32 bits to 19
+    # Instructions of a thread that copy less than 8 bytes to shared memory, and that read less than 4 to registers.
+    narrow_copies: int = 0
+    narrow_reads: int = 0
 
 
 def compile_for(number: int, target: int) -> Usage:
@@ -78,6 +83,9 @@ def compile_for(number: int, target: int) -> Usage:
         registers=found["REG"],
         local_bytes=found["LOCAL"] + found["STACK"],
         shared_bytes=compiled.metadata.shared,
+        has_tf32="tf32" in compiled.asm["ptx"],
+        narrow_reads=len(re.findall(r"ld\.global[.\w]*\.[bsu](?:8|16)\b", compiled.asm["ptx"])),
+        narrow_copies=len(re.findall(r"cp\.async\.ca\.shared\.global [^;]*, 0x[0-7],", compiled.asm["ptx"])),
     )
 
 

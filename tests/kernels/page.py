@@ -21,6 +21,11 @@ from tests.kernels.compile_variant import Job, Usage
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 TRITON_VERSION = "3.9.0"  # whose registers and bytes stand on the page; the extra `triton-test` of pyproject.toml
 KIB = 1024
+# The entries of a block table take up to 14. Keys and values read 4 bytes at a time would take at least 32 more.
+MOST_NARROW_COPIES = 16
+# `expand` reads a column of the product in between and the outputs, one by one. Without a hint that the matrices of
+# adapters begin at multiples of 16 bytes, `shrink` and `expand` would read them so as well.
+MOST_NARROW_READS = {"paged_attention": 0, "shrink": 0, "expand": 20}
 # Shared memory that a program may have, from NVIDIA's CUDA programming guide (table of compute capabilities).
 SHARED_LIMIT_BYTES = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
 GPUS = {80: "A100", 90: "H100, H200", 100: "B200"}
@@ -35,9 +40,8 @@ CPU, and each variant below has been compiled to machine code for three GPUs on 
 that the kernels compute the right numbers and fit the GPUs, and says nothing of their speed.
 
 Triton {TRITON_VERSION} has compiled the page. Torch for CUDA brings a version of its own.
-That of torch 2.13, 3.7.1, compiles all variants within the memory of the three GPUs too, with other registers:
-`paged_attention` of 64/64 in 16 bits, that of 192/128 over 8 bits, `expand` of ranks above 16, and one
-`expert_product` in fp32 keep 8 to 32 bytes of a thread in local memory on one GPU each.
+That of torch 2.13, 3.7.1, has compiled the sample of the table that the tests compile, and attention of heads of 64,
+192 and 256 in 16 bits, with other registers, within the memory of the GPUs, and without a spill.
 
 A cell holds the registers of a thread, and the shared memory of a program in KiB. `+ n` are bytes of a thread that do
 not fit into the registers and lie in local memory, which is slow memory: a variant with such bytes fails the tests
@@ -72,7 +76,11 @@ KERNELS = {
         "attention of decode rows and prefill chunks over paged keys and values",
         "`attention/reference.py`",
     ),
-    "merge_splits": ("puts the parts of split contexts together", "`attention/reference.py`"),
+    "plan_tiles": (
+        "finds the tiles of a step, and cuts long contexts into parts",
+        "`triton_kernels/tile_map.py`",
+    ),
+    "merge_splits": ("puts the parts of contexts together", "`attention/reference.py`"),
     "write_kv": ("turns queries and keys, and writes keys and values to their places", "`attention/kv_write.py`"),
     "rms_norm": ("norms rows, with a residual also adds", "`triton_kernels/plain_layers.py`"),
     "gate_up": ("activation of one half times the other half", "`triton_kernels/plain_layers.py`"),
@@ -115,6 +123,12 @@ def faults(usages: Sequence[Usage], *, may_spill: bool = False) -> list[str]:
             found.append(f"{name} takes {usage.shared_bytes} bytes of shared memory, and the GPU has {limit}")
         if usage.local_bytes and variant.why_spills is None and not may_spill:
             found.append(f"{name} spills {usage.local_bytes} bytes a thread: take a smaller tile or give the reason")
+        if usage.has_tf32:
+            found.append(f"{name} rounds numbers of 32 bits in products, which are to be exact")
+        if usage.narrow_copies > MOST_NARROW_COPIES:
+            found.append(f"{name} copies keys and values by less than 8 bytes at a time")
+        if usage.narrow_reads > MOST_NARROW_READS.get(variant.kernel, usage.narrow_reads):
+            found.append(f"{name} reads matrices by single numbers of 8 or 16 bits")
     return found
 
 

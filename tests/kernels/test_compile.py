@@ -19,6 +19,7 @@ from tests.kernels.compile_pool import compile_all, compile_remembered, memory_f
 from tests.kernels.compile_variant import Usage
 from tests.kernels.page import (
     KERNELS,
+    MOST_NARROW_COPIES,
     PAGE,
     SHARED_LIMIT_BYTES,
     TRITON_VERSION,
@@ -81,6 +82,20 @@ def test_more_shared_memory_than_the_gpu_has_is_a_fault(target: int) -> None:
     assert faults([fits]) == []
     [fault] = faults([replace(fits, shared_bytes=limit + 1)], may_spill=True)
     assert f"takes {limit + 1} bytes of shared memory, and the GPU has {limit}" in fault
+
+
+def test_rounded_products_and_narrow_copies_are_faults() -> None:
+    """Both are read from the code of the GPU: the interpreter multiplies exactly, and does not tell how it reads."""
+    usage = Usage(variant=0, target=90, registers=10, local_bytes=0, shared_bytes=0, narrow_copies=MOST_NARROW_COPIES)
+    assert faults([usage]) == []
+    [rounded] = faults([replace(usage, has_tf32=True)])
+    assert "rounds numbers of 32 bits in products" in rounded
+    [narrow] = faults([replace(usage, narrow_copies=MOST_NARROW_COPIES + 1)])
+    assert "less than 8 bytes at a time" in narrow
+    shrink = next(number for number, variant in enumerate(VARIANTS) if variant.kernel == "shrink")
+    [single] = faults([replace(usage, variant=shrink, narrow_reads=1)])
+    assert "reads matrices by single numbers" in single
+    assert faults([replace(usage, variant=shrink)]) == []
 
 
 def test_a_kernel_that_does_not_compile_fails_with_the_words_of_the_compiler() -> None:

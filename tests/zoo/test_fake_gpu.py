@@ -313,10 +313,10 @@ NUM_LAYERS = 32
 # write of keys and values, attention, and the merge of the parts into which the contexts of few rows are split; the
 # gate; two sums with the residual, each with the norm behind the sum.
 LAYER = 4 + 3 + 1 + 2
-# Around the layers: embedding, first and last norm, head and its rows; the tables of cosines and sines; the map of the
-# tiles of attention; the two parts of the scan of the scores; the mark of rows that are not finite; the ids of the
+# Around the layers: embedding, first and last norm, head and its rows; the tables of cosines and sines; the plan of
+# the tiles of attention; the two parts of the scan of the scores; the mark of rows that are not finite; the ids of the
 # step before, which are read and replaced.
-AROUND = 29
+AROUND = 24
 
 
 # What penalties and a bias of all rows add to a step: the first pass reads them with the scores, and each sampled id is
@@ -385,8 +385,8 @@ def test_launches_and_copies_of_a_decode_step_of_32_layers(
 # the next graph finds them.
 GRAPH_STEP = {"graph": 1, "clone": 1, "scan_parts": 1, "merge_parts": 1, "masked_fill": 1, "index_copy_": 1}
 # Around the layers in the graph: what makes tensors of the packed numbers; embedding, first and last norm, head and its
-# rows; the tables of cosines and sines; the map of the tiles of attention.
-AROUND_IN_GRAPH = 24
+# rows; the tables of cosines and sines; the plan of the tiles of attention.
+AROUND_IN_GRAPH = 19
 
 
 def test_launches_and_copies_of_a_graph_step_of_32_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,10 @@ from textmill_shard.model.device_copy import to_device
 from textmill_shard.triton_kernels.interface import LowRankTable
 
 FIRST_PLACES = 8
+ALIGNMENT_BYTES = (
+    16  # the kernels are compiled for addresses that are multiples of this, and believe so of the matrices
+)
+PLACES_STEP = ALIGNMENT_BYTES // 4  # so that the numbers of each layer begin at such an address
 RESERVED_PLACES = 128  # for graphs: 3 KB for each layer
 
 
@@ -54,6 +58,7 @@ class LowRankTables:
             if low is not None:
                 of_layer[place] = low
             addresses.append((0, 0) if low is None else (low.a_rI.data_ptr(), low.b_Or.data_ptr()))
+            assert all(address % ALIGNMENT_BYTES == 0 for address in addresses[-1]), path
             ranks.append(0 if low is None else low.rank)
             scales.append(0.0 if low is None else low.scale)
         self._addresses_2MP[:, :, place] = to_device(addresses, dtype=torch.int64, device=self._device).T
@@ -78,7 +83,7 @@ class LowRankTables:
         )
 
     def _make_room(self, num_places: int) -> None:
-        missing = num_places - self._ranks_MP.shape[1]
+        missing = -(-num_places // PLACES_STEP) * PLACES_STEP - self._ranks_MP.shape[1]
         if missing > 0:
             self.version += 1
             more = (0, max(missing, self._ranks_MP.shape[1]))

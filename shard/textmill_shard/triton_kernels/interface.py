@@ -1,8 +1,8 @@
 """The kernels that the layers and the attention of a GPU call. `kernels.py` launches the real ones."""
 
-# T tokens, R sequences, B blocks of the widest table, H query heads, K key/value heads, D key width, E value width,
-# I width of a norm or of an MLP, N rows of scores, V vocabulary; of experts: N rows, P pairs, E experts, I inputs,
-# O outputs
+# T tokens, R sequences, X further parts of contexts, B blocks of the widest table, H query heads, K key/value heads,
+# D key width, E value width, I width of a norm or of an MLP, N rows of scores, V vocabulary; of experts: N rows,
+# P pairs, E experts, I inputs, O outputs
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,10 +30,12 @@ class PagedIndices:
 
 @dataclass(frozen=True, slots=True)
 class TileMap:
-    """The tiles that cover the queries of a step, and the sequence of each tile."""
+    """The tiles that cover the queries of a step, and the parts into which their contexts are cut (`tile_map.py`)."""
 
     tile: Tile
     sequences: torch.Tensor  # [tiles] int32; R stands for the padding behind all sequences
+    parts_before: torch.Tensor  # [tiles + 1] int32: the further parts of the tiles before each tile
+    further_tiles: torch.Tensor  # [X] int32: the tile of each further part; the number of tiles where there are fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,19 @@ class DeviceKernels(Protocol):
 
         Returns the queries `[T, H, D]`. With tables, queries and keys are turned first. Pools of 8 bits have scales.
         """
+        ...
+
+    def plan_tiles(
+        self,
+        query_starts: torch.Tensor,
+        context_lens_R: torch.Tensor,
+        tile: Tile,
+        *,
+        group: int,
+        num_kv_heads: int,
+        num_tokens: int,
+    ) -> TileMap:
+        """Return the tiles of a step for `attention`, which layers of equal sizes share."""
         ...
 
     def attention(

@@ -1,6 +1,6 @@
 """Launches the Triton kernels. A variant is what the compiler makes of a kernel for one set of constants."""
 
-# T tokens, H query heads, K key/value heads, D key width, E value width, S splits, I width of a norm or an MLP,
+# T tokens, H query heads, K key/value heads, D key width, E value width, I width of a norm or an MLP,
 # N rows of scores, V vocabulary; of experts: N rows, P pairs, E experts, I inputs, O outputs
 
 from collections.abc import Sequence
@@ -28,11 +28,20 @@ from textmill_shard.triton_kernels.device.kv_write import write_kv
 from textmill_shard.triton_kernels.device.low_rank import expand, shrink
 from textmill_shard.triton_kernels.device.noise import gumbel
 from textmill_shard.triton_kernels.device.norm import rms_norm
+from textmill_shard.triton_kernels.device.plan_tiles import plan_tiles
 from textmill_shard.triton_kernels.device.row_scan import merge_parts, scan_parts
 from textmill_shard.triton_kernels.device.unpack_rows import unpack_rows
 from textmill_shard.triton_kernels.interface import Activation, ExpertOrder, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.part_candidates import best_of_parts
-from textmill_shard.triton_kernels.tiles import low_rank_tile, num_expert_tiles, num_splits, power_of_two
+from textmill_shard.triton_kernels.tiles import (
+    Tile,
+    count_further,
+    count_tiles,
+    least_part,
+    low_rank_tile,
+    num_expert_tiles,
+    power_of_two,
+)
 from textmill_shard.triton_kernels.variants import (
     COMPILE_OPTIONS,
     LIST_ENTRIES,
@@ -44,6 +53,7 @@ from textmill_shard.triton_kernels.variants import (
     gate_constants,
     merge_constants,
     norm_constants,
+    plan_constants,
     scan_constants,
     shrink_constants,
     unpack_constants,
@@ -148,6 +158,42 @@ class TritonKernels:
         )
         return query_THD if turned_THD is None else turned_THD
 
+    def plan_tiles(
+        self,
+        query_starts: torch.Tensor,
+        context_lens_R: torch.Tensor,
+        tile: Tile,
+        *,
+        group: int,
+        num_kv_heads: int,
+        num_tokens: int,
+    ) -> TileMap:
+        num_sequences = len(context_lens_R)
+        num_tiles = count_tiles(tile, group=group, num_tokens=num_tokens, num_sequences=num_sequences)
+        num_further = count_further(
+            num_tiles=num_tiles, num_kv_heads=num_kv_heads, num_multiprocessors=self._num_multiprocessors
+        )
+        sequences, parts_before, further_tiles = (
+            torch.empty(length, dtype=torch.int32, device=query_starts.device)
+            for length in (num_tiles, num_tiles + 1, num_further)
+        )
+        _launch(
+            plan_tiles,
+            (1,),
+            query_starts,
+            context_lens_R,
+            sequences,
+            parts_before,
+            further_tiles,
+            num_sequences,
+            num_tiles,
+            num_further,
+            least_part(tile),
+            constants=plan_constants(tile, group=group),
+            num_warps=4,
+        )
+        return TileMap(tile=tile, sequences=sequences, parts_before=parts_before, further_tiles=further_tiles)
+
     def attention(
         self,
         query_THD: torch.Tensor,
@@ -162,28 +208,26 @@ class TritonKernels:
         num_tokens, num_heads, key_dim = query_THD.shape
         _, block_size, num_kv_heads, value_dim = value_pool.shape
         device, tile = query_THD.device, tiles.tile
-        splits = num_splits(
-            num_tiles=min(len(tiles.sequences), num_tokens),
-            num_kv_heads=num_kv_heads,
-            num_multiprocessors=self._num_multiprocessors,
-        )
+        num_tiles, num_further = len(tiles.sequences), len(tiles.further_tiles)
         out_THE = torch.empty(num_tokens, num_heads, value_dim, dtype=query_THD.dtype, device=device)
-        parts, maxima_THS, sums_THS = out_THE, None, None
-        if splits > 1:
-            parts = torch.empty(num_tokens, num_heads, splits, value_dim, dtype=torch.float32, device=device)
-            maxima_THS, sums_THS = (
-                torch.empty(num_tokens, num_heads, splits, dtype=torch.float32, device=device) for _ in range(2)
-            )
+        parts, maxima, sums = None, None, None
+        if num_further:
+            part_rows = (2 * num_further, num_kv_heads, tile.rows)
+            parts = torch.empty(*part_rows, value_dim, dtype=torch.float32, device=device)
+            maxima, sums = (torch.empty(part_rows, dtype=torch.float32, device=device) for _ in range(2))
         _launch(
             paged_attention,
-            (len(tiles.sequences), num_kv_heads, splits),
+            (num_tiles + num_further, num_kv_heads),
             query_THD,
             key_pool,
             value_pool,
+            out_THE,
             parts,
-            maxima_THS,
-            sums_THS,
+            maxima,
+            sums,
             tiles.sequences,
+            tiles.parts_before if num_further else None,
+            tiles.further_tiles if num_further else None,
             indices.query_starts,
             indices.context_lens_R,
             indices.block_tables_RB,
@@ -196,6 +240,8 @@ class TritonKernels:
             rule.softcap or 0.0,
             rule.window_tokens or 0,
             rule.chunk_tokens or 0,
+            num_tiles,
+            num_further,
             len(indices.context_lens_R),
             num_tokens,
             *query_THD.stride()[:2],
@@ -212,21 +258,30 @@ class TritonKernels:
                 has_sinks=rule.sinks_H is not None,
                 has_slopes=rule.slopes_H is not None,
                 has_spans=rule.sees_spans and indices.span_ends_T is not None,
-                is_split=splits > 1,
+                is_split=num_further > 0,
                 has_scales=scales is not None,
             ),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
-        if splits > 1:
+        if num_further:
+            constants = merge_constants(group=num_heads // num_kv_heads, value_dim=value_dim, tile=tile)
             _launch(
                 merge_splits,
-                (num_tokens * num_heads,),
+                (num_further, num_kv_heads, tile.rows // constants["MERGED_ROWS"]),
                 parts,
-                maxima_THS,
-                sums_THS,
+                maxima,
+                sums,
                 out_THE,
-                constants=merge_constants(value_dim=value_dim, splits=splits),
+                tiles.sequences,
+                tiles.parts_before,
+                tiles.further_tiles,
+                indices.query_starts,
+                num_tiles,
+                num_further,
+                len(indices.context_lens_R),
+                num_tokens,
+                constants=constants,
                 num_warps=4,
             )
         return out_THE
@@ -317,6 +372,7 @@ class TritonKernels:
             x_TI.stride(0),
             constants=shrink_constants(tile, num_inputs=num_inputs),
             num_warps=4,
+            num_stages=tile.num_stages,
         )
         _launch(
             expand,
@@ -330,6 +386,7 @@ class TritonKernels:
             out_TO.stride(0),
             constants=expand_constants(tile, num_outputs=out_TO.shape[1]),
             num_warps=4,
+            num_stages=tile.num_stages,
         )
 
     def expert_product(
@@ -534,8 +591,15 @@ def _two_strides(x: torch.Tensor) -> _Rows:
     return _Rows(x, num_inner=merged[1][0], outer_stride=merged[0][1], inner_stride=merged[1][1])
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, constants: dict[str, Any], **options: Any) -> None:
-    kernel[grid](*arguments, **constants, **options, **COMPILE_OPTIONS)
+def _launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    constants: dict[str, Any],
+    num_warps: int,
+    num_stages: int = 1,  # as in the table of variants; the compiler's own choice is 3
+) -> None:
+    kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages, **COMPILE_OPTIONS)
 
 
 def _dense_rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.triton_kernels.interface import DeviceKernels, PagedIndices, TileMap
-from textmill_shard.triton_kernels.tile_map import map_tiles
 from textmill_shard.triton_kernels.tiles import Tile, attention_tile
 
 MAX_HEAD_DIM = 256  # wider heads do not fit the shared memory of a multiprocessor
@@ -26,7 +25,8 @@ class PagedStep:
     indices: PagedIndices
     kv_places_T: torch.Tensor  # int64
     max_query_len: int
-    tile_maps: dict[tuple[Tile, int], TileMap] = field(default_factory=dict)  # by tile and query heads per key head
+    # By tile, query heads per key head, and key heads.
+    tile_maps: dict[tuple[Tile, int, int], TileMap] = field(default_factory=dict)
 
     def write(
         self,
@@ -57,7 +57,8 @@ class PagedStep:
         rule: AttentionRule,
         scales: KvScales | None = None,
     ) -> torch.Tensor:
-        group = query_THD.shape[1] // key_pool.shape[2]
+        num_kv_heads = key_pool.shape[2]
+        group = query_THD.shape[1] // num_kv_heads
         tile = attention_tile(
             itemsize=query_THD.dtype.itemsize,
             group=group,
@@ -66,10 +67,17 @@ class PagedStep:
             max_query_len=self.max_query_len,
             has_8_bits=scales is not None,
         )
-        tiles = self.tile_maps.get((tile, group))
+        tiles = self.tile_maps.get((tile, group, num_kv_heads))
         if tiles is None:
-            tiles = map_tiles(self.indices.query_starts, tile, group=group, num_tokens=query_THD.shape[0])
-            self.tile_maps[tile, group] = tiles
+            tiles = self.kernels.plan_tiles(
+                self.indices.query_starts,
+                self.indices.context_lens_R,
+                tile,
+                group=group,
+                num_kv_heads=num_kv_heads,
+                num_tokens=query_THD.shape[0],
+            )
+            self.tile_maps[tile, group, num_kv_heads] = tiles
         if scales is None:
             query_THD = query_THD.to(key_pool.dtype)
         return self.kernels.attention(query_THD, key_pool, value_pool, self.indices, tiles, rule, scales)

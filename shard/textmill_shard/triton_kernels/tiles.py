@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 LEAST_ROWS = 16  # rows of the smallest matrix product of the tensor cores
-MAX_SPLITS = 32
-PROGRAMS_PER_MULTIPROCESSOR = 2  # with fewer programs than this, contexts are split
+PROGRAMS_PER_MULTIPROCESSOR = 2  # for parts of contexts, beside those of the tiles
+# With more programs for the tiles than this the longest context is a small part of the work.
+MOST_PROGRAMS_PER_MULTIPROCESSOR = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,9 @@ class Tile:
     rows: int  # queries times query heads of a key/value head, a power of two
     places: int  # keys that are read at a time
     num_warps: int
-    num_stages: int  # reads of keys and values that are under way together
+    # Steps of the loop over the keys that are under way together. The reads of keys and values wait for a read of the
+    # block table, so that with 3 or 4 they are under way beside no product, with 5 during one and with 7 during two.
+    num_stages: int
 
     def num_queries(self, group: int) -> int:
         """Return the queries of a tile where `group` query heads share a key/value head."""
@@ -37,10 +40,13 @@ def attention_tile(
         # Keys of 8 bits that are read ahead become numbers of 32 bits in registers, of which there are too few.
         return Tile(rows=rows, places=16, num_warps=4 if is_small else 8, num_stages=1 if has_8_bits else 2)
     if is_small:
-        return Tile(rows=least_rows, places=32 if is_wide else 64, num_warps=4 if least_rows < 64 else 8, num_stages=3)
+        places, num_warps = 32 if is_wide else 64, 4 if least_rows < 64 else 8
+        # Two programs of a multiprocessor then have 64 KiB of reads under way, of keys of 8 bits too. A multiprocessor
+        # of an H200 needs about 40, which is its share of the memory's rate times the time of a read.
+        return Tile(rows=least_rows, places=places, num_warps=num_warps, num_stages=7 if has_8_bits else 5)
     if is_wide:
         return Tile(rows=max(least_rows, 64), places=32, num_warps=8, num_stages=2)
-    return Tile(rows=max(least_rows, 128), places=32, num_warps=8, num_stages=3)
+    return Tile(rows=max(least_rows, 128), places=32, num_warps=8, num_stages=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class LowRankTile:
     ranks: int  # that a program computes, or reads at a time
     inputs: int  # that are read at a time
     outputs: int
+    num_stages: int  # turns of the loop over the inputs that are under way together
 
 
 def low_rank_tile(*, max_rank: int, is_decode: bool) -> LowRankTile:
@@ -62,8 +69,8 @@ def low_rank_tile(*, max_rank: int, is_decode: bool) -> LowRankTile:
     """
     width = max(LEAST_ROWS, power_of_two(max_rank))
     if is_decode:
-        return LowRankTile(rows=1, width=width, ranks=LEAST_ROWS, inputs=256, outputs=128)
-    return LowRankTile(rows=32, width=width, ranks=min(width, 64), inputs=64, outputs=64)
+        return LowRankTile(rows=1, width=width, ranks=LEAST_ROWS, inputs=256, outputs=128, num_stages=4)
+    return LowRankTile(rows=32, width=width, ranks=min(width, 64), inputs=64, outputs=64, num_stages=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +109,25 @@ def num_expert_tiles(*, rows: int, num_pairs: int, num_experts: int) -> int:
     return (num_pairs + min(num_pairs, num_experts) * (rows - 1)) // rows
 
 
-def num_splits(*, num_tiles: int, num_kv_heads: int, num_multiprocessors: int) -> int:
-    """Return the parts of each context, a power of two, so that all multiprocessors have work.
+def count_tiles(tile: Tile, *, group: int, num_tokens: int, num_sequences: int) -> int:
+    """Return the tiles of a step, some of which are empty (`tile_map.py`)."""
+    return num_tokens // tile.num_queries(group) + num_sequences + 1
+
+
+def count_further(*, num_tiles: int, num_kv_heads: int, num_multiprocessors: int) -> int:
+    """Return the programs, for each key/value head, that stand ready for further parts of contexts. 0: none is cut.
 
     The number depends on the sizes of the batch, and not on the lengths of contexts, so that a recorded CUDA graph may
     be replayed with other lengths.
     """
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(1, num_tiles * num_kv_heads)
-    splits = 1
-    while splits * 2 <= min(wanted, MAX_SPLITS):
-        splits *= 2
-    return splits
+    if num_tiles * num_kv_heads > MOST_PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors:
+        return 0
+    return PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // num_kv_heads
+
+
+def least_part(tile: Tile) -> int:
+    """Return the tokens of the smallest part of a context: as many as a program reads at a time."""
+    return tile.places
 
 
 def power_of_two(number: int) -> int:

@@ -47,6 +47,9 @@ SCAN_IDS = 4096  # scores of a part of a row
 NOISE_IDS = 256  # ids of a program that makes noise
 LIST_ENTRIES = 512  # entries of a list of ids that a program reads at a time
 GATE_TILE = 1024  # elements of a program of the gate
+MERGED_ROWS = 4  # rows of a tile whose parts a program puts together
+MERGED_NUMBERS = 4096  # of the parts that are read at a time
+PLANNED_SEQUENCES = 128  # whose tiles are planned at a time
 COPIED_BLOCKS = 128  # entries of a block table that a program copies at a time
 LONGEST_CHUNK = 1024  # tokens of a sequence in the chunks of the table
 
@@ -82,7 +85,19 @@ class MergeCase:
 
     dtype: Dtype
     value_dim: int
-    splits: int
+    is_decode: bool = True
+    group: int = 4
+
+    @property
+    def tile(self) -> Tile:
+        return AttentionCase(self.dtype, self.group, self.value_dim, self.value_dim, self.is_decode).tile
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCase:
+    """What a variant of `plan_tiles` is for."""
+
+    num_queries: int  # of a tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +197,7 @@ class UnpackCase:
 
 Case = (
     AttentionCase
+    | PlanCase
     | MergeCase
     | WriteCase
     | NormCase
@@ -248,9 +264,22 @@ def attention_constants(
     }
 
 
-def merge_constants(*, value_dim: int, splits: int) -> dict[str, Any]:
+def plan_constants(tile: Tile, *, group: int) -> dict[str, Any]:
+    """Return the constants of `plan_tiles`."""
+    return {"QUERIES": tile.num_queries(group), "SEQUENCES": PLANNED_SEQUENCES}
+
+
+def merge_constants(*, group: int, value_dim: int, tile: Tile) -> dict[str, Any]:
     """Return the constants of `merge_splits`."""
-    return {"VALUE_DIM": value_dim, "VALUE_WIDTH": _width(value_dim), "SPLITS": splits}
+    width = _width(value_dim)
+    return {
+        "GROUP": group,
+        "VALUE_DIM": value_dim,
+        "VALUE_WIDTH": width,
+        "ROWS": tile.rows,
+        "MERGED_ROWS": MERGED_ROWS,
+        "PARTS": max(4, MERGED_NUMBERS // (MERGED_ROWS * width)),
+    }
 
 
 def write_constants(
@@ -304,6 +333,7 @@ def shrink_constants(tile: LowRankTile, *, num_inputs: int) -> dict[str, Any]:
     return {
         "INNER": num_inputs,
         "INNER_TILE": tile.inputs,
+        "STAGES": tile.num_stages,
         "ROWS": tile.rows,
         "RANK_TILE": tile.ranks,
         "Z_WIDTH": tile.width,
@@ -381,12 +411,12 @@ def _attention(case: AttentionCase, *, is_sample: bool = False, why_spills: str 
         name=f"{_types(case)}, {case.key_dim}/{case.value_dim}, {case.group} heads a group, {phase}{options}",
         case=case,
         types=(
-            *(pointer, stored, stored, "*fp32" if case.is_split else pointer, partial, partial),
-            *("*i32", "*i32", "*i32", "*i32"),
+            *(pointer, stored, stored, pointer, partial, partial, partial),
+            *("*i32", *(("*i32", "*i32") if case.is_split else (None, None)), "*i32", "*i32", "*i32"),
             *("*fp32" if score in case.scores else None for score in ("sinks", "slopes")),
             "*i32" if "spans" in case.scores else None,
             *(scale, scale),
-            *("fp32", "fp32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"),
+            *("fp32", "fp32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"),
         ),
         constants=attention_constants(
             group=case.group,
@@ -414,12 +444,24 @@ def _attention(case: AttentionCase, *, is_sample: bool = False, why_spills: str 
 def _merge(case: MergeCase, *, is_sample: bool = False) -> Variant:
     return Variant(
         kernel="merge_splits",
-        name=f"{case.dtype}, {case.value_dim}, {case.splits} splits",
+        name=f"{case.dtype}, {case.value_dim}, {'decode' if case.is_decode else 'chunk'}",
         case=case,
-        types=("*fp32", "*fp32", "*fp32", f"*{case.dtype}"),
-        constants=merge_constants(value_dim=case.value_dim, splits=case.splits),
+        types=("*fp32", "*fp32", "*fp32", f"*{case.dtype}", "*i32", "*i32", "*i32", "*i32", "i32", "i32", "i32", "i32"),
+        constants=merge_constants(group=case.group, value_dim=case.value_dim, tile=case.tile),
         num_warps=4,
         is_sample=is_sample,
+    )
+
+
+def _plan(case: PlanCase) -> Variant:
+    return Variant(
+        kernel="plan_tiles",
+        name=f"{case.num_queries} queries of a tile",
+        case=case,
+        types=("*i32", "*i32", "*i32", "*i32", "*i32", "i32", "i32", "i32", "i32"),
+        constants={"QUERIES": case.num_queries, "SEQUENCES": PLANNED_SEQUENCES},
+        num_warps=4,
+        is_sample=case.num_queries == 4,
     )
 
 
@@ -497,6 +539,7 @@ def _low_rank(kernel: Literal["shrink", "expand"], case: LowRankCase, *, is_samp
         ),
         constants=constants,
         num_warps=4,
+        num_stages=case.tile.num_stages,
         is_sample=is_sample,
     )
 
@@ -680,15 +723,16 @@ def _attention_rows() -> Sequence[Variant]:
         rows.append(_attention(case, is_sample=is_sample, why_spills=_ONE_REGISTER if spills else None))
     for scores, is_decode in product((*((score,) for score in SCORES), SCORES), (True, False)):
         case = AttentionCase("bf16", 4, 128, 128, is_decode, scores)
-        rows.append(_attention(case, is_sample=len(scores) > 1 and not is_decode))
+        rows.append(_attention(case))
     rows += [_attention(AttentionCase("bf16", 4, 128, 128, False, scores)) for scores in SPAN_SCORES]
-    rows += [_attention(AttentionCase("bf16", group, 128, 128, True)) for group in (1, 3, 7, 16, 50)]
+    rows += [_attention(AttentionCase("bf16", group, 128, 128, True)) for group in (1, 3, 7, 16)]
+    rows.append(_attention(AttentionCase("bf16", 50, 128, 128, True), why_spills=_ONE_REGISTER))
     rows += [_attention(AttentionCase("bf16", group, 128, 128, False)) for group in (1, 7)]
     for key_dim, value_dim in _WIDTHS:
         case = AttentionCase("bf16", 4, key_dim, value_dim, True, is_split=True)
         rows.append(_attention(case, is_sample=key_dim == 128))
     rows.append(_attention(AttentionCase("bf16", 4, 128, 128, True, SCORES, is_split=True)))
-    rows.append(_attention(AttentionCase("fp32", 4, 128, 128, True, is_split=True), why_spills=_ONE_REGISTER))
+    rows.append(_attention(AttentionCase("fp32", 4, 128, 128, True, is_split=True)))
     # Few tokens of a prompt, alone or beside a few decode rows, leave multiprocessors idle as well.
     for key_dim, value_dim in _WIDTHS:
         rows.append(_attention(AttentionCase("bf16", 4, key_dim, value_dim, False, is_split=True)))
@@ -705,8 +749,7 @@ def _attention_rows() -> Sequence[Variant]:
     rows += [_attention(AttentionCase("fp32", 4, 128, 128, decode, stored="fp8e4nv")) for decode in _BOTH]
     for stored, is_decode in product(_STORED, _BOTH):
         case = AttentionCase("bf16", 4, 128, 128, is_decode, is_split=True, stored=stored)
-        spills = stored == "fp8e4nv" and is_decode
-        rows.append(_attention(case, why_spills=_ONE_REGISTER if spills else None))
+        rows.append(_attention(case))
     return rows
 
 
@@ -724,8 +767,9 @@ def _write_rows() -> Sequence[Variant]:
 
 VARIANTS: tuple[Variant, ...] = (
     *_attention_rows(),
-    *(_merge(MergeCase("bf16", dim, splits)) for dim, splits in ((64, 2), (128, 8), (128, 32), (256, 32))),
-    _merge(MergeCase("fp32", 128, 16), is_sample=True),
+    *(_merge(MergeCase("bf16", dim, decode)) for dim, decode in product((64, 128, 256), _BOTH)),
+    _merge(MergeCase("fp32", 128), is_sample=True),
+    *(_plan(PlanCase(number)) for number in (4, 32)),
     *_write_rows(),
     *(_norm(NormCase(dtype, 4096, has_residual=True), is_sample=dtype == "bf16") for dtype in _DTYPES),
     *(_norm(NormCase("bf16", width)) for width in (64, 128, 576, 3072, 4096, 8192, 16_384)),

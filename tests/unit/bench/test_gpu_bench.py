@@ -26,7 +26,7 @@ from bench.gpu.plan import plan_run
 from bench.gpu.report import Report, Row
 from bench.gpu.setting import Setting, check_interpreter, make_setting
 from bench.gpu.supervisor import Refused, Supervisor
-from bench.gpu_paper import STEPS, Shape, costs, extra_costs, lines
+from bench.gpu_paper import STEPS, Shape, attention_lines, costs, extra_costs, lines
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "benchmarks.md"
 PARTS = [
@@ -452,7 +452,8 @@ def test_a_long_table_counts_the_kernels_and_shows_the_faulty_rows(tmp_path: Pat
 
 def test_paper_figures_of_the_document_are_those_of_the_formulas() -> None:
     text = DOCUMENT.read_text()
-    assert "\n".join(lines()) in text, "paste the output of python -m bench.gpu_paper"
+    for table in (lines(), attention_lines()):
+        assert "\n".join(table) in text, "paste the output of python -m bench.gpu_paper"
 
 
 def test_paper_figures_of_attention_and_of_a_product_by_hand() -> None:

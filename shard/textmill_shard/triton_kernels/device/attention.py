@@ -1,13 +1,16 @@
 """Paged attention over any mix of decode rows and prefill chunks in one launch, with an online softmax.
 
 The method is that of FlashAttention (Dao et al., 2022), over keys and values that stand in blocks. A program computes a
-tile: some queries that follow one another in one sequence, for all query heads that share one key/value head. With more
-than one split, each program reads a part of the context, and `merge_splits` puts the parts together (Flash-Decoding).
+tile: some queries that follow one another in one sequence, for all query heads that share one key/value head. Where the
+context of a tile is cut (`tile_map.py`), each program reads a part of the context, and `merge_splits` puts the parts
+together (Flash-Decoding).
 
 Exponentials have the base 2, so scores are multiplied by `LOG2_E`.
 """
 
-# T tokens, R sequences, H query heads, K key/value heads, G = H // K, D key width, E value width, S splits
+# T tokens, R sequences, H query heads, K key/value heads, G = H // K, D key width, E value width, X further parts of
+# contexts. In the memory of parts the first parts of the tiles that are cut lie behind the X further ones. A first part
+# has the number of its tile's first further part.
 
 import triton
 import triton.language as tl
@@ -24,17 +27,21 @@ def tanh(x):
 @triton.jit(
     # Numbers that differ from batch to batch must not make further variants.
     do_not_specialize=[
-        *("scaling", "softcap", "window_tokens", "chunk_tokens", "num_sequences", "num_tokens", "table_stride"),
+        *("scaling", "softcap", "window_tokens", "chunk_tokens"),
+        *("num_tiles", "num_further", "num_sequences", "num_tokens", "table_stride"),
     ]
 )
 def paged_attention(
     query,  # [T, H, D], with any strides of tokens and heads
     key_pool,  # [blocks, BLOCK_SIZE, K, D], contiguous, in the query's dtype, or with scales in 8 bits
     value_pool,  # [blocks, BLOCK_SIZE, K, E], contiguous
-    out,  # [T, H, E] in the query's dtype; with splits [T, H, S, E] float32
-    maxima,  # [T, H, S] float32: highest score of each split; None without splits
-    sums,  # [T, H, S] float32: sum of the exponentials of each split; None without splits
+    out,  # [T, H, E] in the query's dtype
+    parts,  # [2 X, K, ROWS, E] float32: sums of the values of each part; None without parts, like the next two
+    maxima,  # [2 X, K, ROWS] float32: highest score of each part
+    sums,  # [2 X, K, ROWS] float32: sum of the exponentials of each part
     tile_sequences,  # [tiles] int32: the sequence of each tile; R stands for the padding behind all sequences
+    parts_before,  # [tiles + 1] int32: further parts of the tiles before each tile; None without parts
+    further_tiles,  # [X] int32: the tile of each further part, `num_tiles` = none; None without parts
     query_starts,  # [R + 1] int32
     context_lens,  # [R] int32
     block_tables,  # [R, B] int32
@@ -47,6 +54,8 @@ def paged_attention(
     softcap,
     window_tokens,
     chunk_tokens,
+    num_tiles,
+    num_further,
     num_sequences,
     num_tokens,
     query_token_stride,
@@ -71,9 +80,15 @@ def paged_attention(
 ):
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
-    split = tl.program_id(2)
     num_kv_heads = tl.num_programs(1)
-    num_splits = tl.num_programs(2)
+    if IS_SPLIT:
+        further = tile - num_tiles  # a program behind those of the tiles has a further part of a tile
+        tile = tl.load(further_tiles + further, mask=further >= 0, other=tile)
+        if tile == num_tiles:
+            return
+        before = tl.load(parts_before + tile)
+        num_parts = 1 + tl.load(parts_before + tile + 1) - before
+        part = tl.where(further >= 0, 1 + further - before, 0)
     QUERIES: tl.constexpr = ROWS // GROUP
 
     sequence = tl.load(tile_sequences + tile)
@@ -90,7 +105,7 @@ def paged_attention(
 
     rows = tl.arange(0, ROWS)
     queries = first_query + rows // GROUP
-    heads = kv_head * GROUP + rows % GROUP
+    heads = (kv_head * GROUP + rows % GROUP).to(tl.int64)  # heads that come before the tokens lie far apart
     is_row = (rows < QUERIES * GROUP) & (queries < num_queries)
     positions = num_before + queries
     tokens = (start + queries).to(tl.int64)
@@ -109,20 +124,22 @@ def paged_attention(
     if HAS_SLOPES:
         slope_of_row = tl.load(slopes + heads, mask=is_row, other=0.0)
 
-    # A sink is a score without a value. One of the splits counts it.
+    # A sink is a score without a value. The first part counts it.
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     if HAS_SINKS:
-        if split == 0:
-            highest = tl.load(sinks + heads, mask=is_row, other=0.0) * LOG2_E
-            total = tl.full([ROWS], 1.0, tl.float32)
+        counts_sink = is_row
+        if IS_SPLIT:
+            counts_sink &= rows < tl.where(part == 0, ROWS, 0)
+        highest = tl.load(sinks + heads, mask=counts_sink, other=float("-inf")) * LOG2_E
+        total = tl.where(counts_sink, 1.0, 0.0)
     attended = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
     if HAS_SCALES:
         # A scale belongs to a head, so keys and values need not be multiplied one by one.
         scaling = scaling * tl.load(key_scales + kv_head)
         value_scale = tl.load(value_scales + kv_head)
 
-    # The places that the queries of the tile see, cut into equal parts for the splits.
+    # The places that the queries of the tile see, cut into equal parts.
     first_position = num_before + first_query
     end = num_before + tl.minimum(first_query + QUERIES, num_queries)
     if HAS_SPANS:
@@ -135,9 +152,9 @@ def paged_attention(
     first_turn = begin // PLACES
     end_turn = tl.where(is_padding, first_turn, tl.cdiv(end, PLACES))  # padding reads nothing, and so becomes zeros
     if IS_SPLIT:
-        turns_of_split = tl.cdiv(end_turn - first_turn, num_splits)
-        first_turn = first_turn + split * turns_of_split
-        end_turn = tl.minimum(first_turn + turns_of_split, end_turn)
+        turns_of_part = tl.cdiv(end_turn - first_turn, num_parts)
+        first_turn = first_turn + part * turns_of_part
+        end_turn = tl.minimum(first_turn + turns_of_part, end_turn)
 
     key_stride = num_kv_heads * KEY_DIM
     value_stride = num_kv_heads * VALUE_DIM
@@ -191,36 +208,94 @@ def paged_attention(
     out_rows = tokens * num_heads + heads
     is_value = is_row[:, None] & (value_dims < VALUE_DIM)[None, :]
     if IS_SPLIT:
-        split_rows = out_rows * num_splits + split
-        tl.store(maxima + split_rows, highest, mask=is_row)
-        tl.store(sums + split_rows, total, mask=is_row)
-        tl.store(out + split_rows[:, None] * VALUE_DIM + value_dims[None, :], attended, mask=is_value)
-    else:
-        attended = attended / tl.where(total == 0.0, 1.0, total)[:, None]
+        num_cut = tl.where(num_parts > 1, ROWS, 0)  # rows whose result is that of a part
+        is_cut = is_row & (rows < num_cut)
+        place = tl.where(further >= 0, further, num_further + before).to(tl.int64)
+        part_rows = (place * num_kv_heads + kv_head) * ROWS + rows
+        tl.store(maxima + part_rows, highest, mask=is_cut)
+        tl.store(sums + part_rows, total, mask=is_cut)
         tl.store(
-            out + out_rows[:, None] * VALUE_DIM + value_dims[None, :], attended.to(out.dtype.element_ty), mask=is_value
+            parts + part_rows[:, None] * VALUE_DIM + value_dims[None, :], attended, mask=is_value & is_cut[:, None]
         )
+        is_value &= (rows >= num_cut)[:, None]
+    attended = attended / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(
+        out + out_rows[:, None] * VALUE_DIM + value_dims[None, :], attended.to(out.dtype.element_ty), mask=is_value
+    )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "num_further", "num_sequences", "num_tokens"])
 def merge_splits(
-    parts,  # [T, H, S, E] float32
-    maxima,  # [T, H, S] float32
-    sums,  # [T, H, S] float32
+    parts,  # [2 X, K, ROWS, E] float32
+    maxima,  # [2 X, K, ROWS] float32
+    sums,  # [2 X, K, ROWS] float32
     out,  # [T, H, E]
+    tile_sequences,  # [tiles] int32
+    parts_before,  # [tiles + 1] int32
+    further_tiles,  # [X] int32
+    query_starts,  # [R + 1] int32
+    num_tiles,
+    num_further,  # X
+    num_sequences,
+    num_tokens,
+    GROUP: tl.constexpr,  # G
     VALUE_DIM: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
-    SPLITS: tl.constexpr,  # S, a power of two
+    ROWS: tl.constexpr,  # of a tile
+    MERGED_ROWS: tl.constexpr,  # of a program
+    PARTS: tl.constexpr,  # parts that are read at a time, a power of two
 ):
-    row = tl.program_id(0).to(tl.int64)
-    splits = row * SPLITS + tl.arange(0, SPLITS)
+    further = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    first_row = tl.program_id(2) * MERGED_ROWS
+    num_kv_heads = tl.num_programs(1)
+    QUERIES: tl.constexpr = ROWS // GROUP
+    tile = tl.load(further_tiles + further)
+    if tile == num_tiles:
+        return
+    before = tl.load(parts_before + tile)
+    if further != before:  # the first further part of a tile stands for the tile
+        return
+    num_parts = 1 + tl.load(parts_before + tile + 1) - before
+    sequence = tl.load(tile_sequences + tile)
+    start = tl.load(query_starts + sequence)
+    stop = tl.load(query_starts + sequence + 1, mask=sequence < num_sequences, other=num_tokens)
+    first_query = (tile - start // QUERIES - sequence) * QUERIES
+    num_rows = tl.minimum(QUERIES, stop - start - first_query) * GROUP
+    if first_row >= num_rows:
+        return
+    rows = first_row + tl.arange(0, MERGED_ROWS)
+    is_row = rows < num_rows
     value_dims = tl.arange(0, VALUE_WIDTH)
     is_value = value_dims < VALUE_DIM
-    maxima_S = tl.load(maxima + splits)
-    highest = tl.max(maxima_S, axis=0)
-    base = tl.where(highest == float("-inf"), 0.0, highest)
-    shrinks_S = tl.exp2(maxima_S - base)
-    total = tl.sum(tl.load(sums + splits) * shrinks_S, axis=0)
-    parts_SE = tl.load(parts + splits[:, None] * VALUE_DIM + value_dims[None, :], mask=is_value[None, :], other=0.0)
-    attended_E = tl.sum(parts_SE * shrinks_S[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
-    tl.store(out + row * VALUE_DIM + value_dims, attended_E.to(out.dtype.element_ty), mask=is_value)
+
+    highest = tl.full([MERGED_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([MERGED_ROWS], tl.float32)
+    attended = tl.zeros([MERGED_ROWS, VALUE_WIDTH], tl.float32)
+    for first in range(0, num_parts, PARTS):
+        numbers = first + tl.arange(0, PARTS)
+        places = tl.where(numbers == 0, num_further + before, before + numbers - 1).to(tl.int64)
+        part_rows = ((places * num_kv_heads + kv_head) * ROWS)[:, None] + rows[None, :]
+        is_there = (numbers < num_parts)[:, None] & is_row[None, :]
+        highest_of_part = tl.load(maxima + part_rows, mask=is_there, other=float("-inf"))
+        total_of_part = tl.load(sums + part_rows, mask=is_there, other=0.0)
+        attended_of_part = tl.load(
+            parts + part_rows[:, :, None] * VALUE_DIM + value_dims[None, None, :],
+            mask=is_there[:, :, None] & is_value[None, None, :],
+            other=0.0,
+        )
+        new_highest = tl.maximum(highest, tl.max(highest_of_part, axis=0))
+        base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+        shrink = tl.exp2(highest - base)
+        shrink_of_part = tl.exp2(highest_of_part - base[None, :])
+        total = total * shrink + tl.sum(total_of_part * shrink_of_part, axis=0)
+        attended = attended * shrink[:, None] + tl.sum(attended_of_part * shrink_of_part[:, :, None], axis=0)
+        highest = new_highest
+    attended = attended / tl.where(total == 0.0, 1.0, total)[:, None]
+    tokens = (start + first_query + rows // GROUP).to(tl.int64)
+    out_rows = tokens * (num_kv_heads * GROUP) + kv_head * GROUP + rows % GROUP
+    tl.store(
+        out + out_rows[:, None] * VALUE_DIM + value_dims[None, :],
+        attended.to(out.dtype.element_ty),
+        mask=is_row[:, None] & is_value[None, :],
+    )

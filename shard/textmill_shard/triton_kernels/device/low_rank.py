@@ -23,6 +23,7 @@ def shrink(
     x_stride,
     INNER: tl.constexpr,  # I
     INNER_TILE: tl.constexpr,  # inputs that are read at a time
+    STAGES: tl.constexpr,  # reads that are under way together; the compiler looks for none where no matrices multiply
     ROWS: tl.constexpr,  # rows of a tile
     RANK_TILE: tl.constexpr,
     Z_WIDTH: tl.constexpr,
@@ -38,9 +39,10 @@ def shrink(
         is_mine = left == place
         rank = tl.load(ranks + place)
         if rank > first_rank:
-            a = tl.multiple_of(tl.load(addresses + place), 16).to(x.dtype)
+            # The compiler believes this of a pointer, and forgets the like of a number that becomes a pointer.
+            a = tl.multiple_of(tl.load(addresses + place).to(x.dtype), 16)
             total = tl.zeros([ROWS, RANK_TILE], tl.float32)
-            for start in range(0, INNER, INNER_TILE):
+            for start in tl.range(0, INNER, INNER_TILE, num_stages=STAGES):
                 inner = start + tl.arange(0, INNER_TILE)
                 x_tile = tl.load(x_rows + inner[None, :], mask=is_mine[:, None] & (inner < INNER)[None, :], other=0.0)
                 a_tile = tl.load(
@@ -84,7 +86,8 @@ def expand(
         is_mine = left == place
         rank = tl.load(ranks + place)
         if rank > 0:
-            b = tl.multiple_of(tl.load(addresses + place), 16).to(z.dtype)
+            # The compiler believes this of a pointer, and forgets the like of a number that becomes a pointer.
+            b = tl.multiple_of(tl.load(addresses + place).to(z.dtype), 16)
             total = tl.zeros([ROWS, OUT_TILE], tl.float32)
             for start in range(0, rank, RANK_TILE):
                 rank_ids = start + tl.arange(0, RANK_TILE)

@@ -39,7 +39,7 @@ def write_candidates(keys, scores_V, ids, is_id, num_candidates):
 
     Places behind the last id have the lowest number and the highest ids, so that their keys stand behind all others.
     """
-    bits_V = scores_V.to(tl.int32, bitcast=True)
+    bits_V = (scores_V + 0.0).to(tl.int32, bitcast=True)  # the sum makes of -0.0 the equal score 0.0
     # Numbers in the order of the scores: the bits of a negative score fall where the score rises.
     numbers_V = tl.where(is_id, bits_V ^ ((bits_V >> 31) & 0x7FFFFFFF), -2147483648)
     # The smallest number of a candidate, bit by bit from the highest: the largest that as many numbers reach.

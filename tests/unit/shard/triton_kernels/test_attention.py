@@ -3,20 +3,19 @@
 The tiles are those of the row, and the numbers are fp32: other numbers than fp32 the interpreter multiplies wrongly.
 """
 
-from itertools import product
+from collections.abc import Sequence
+from itertools import accumulate, product
 
 import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.model.kv_scales import KvScales, store
 from textmill_shard.triton_kernels.interface import PagedIndices
-from textmill_shard.triton_kernels.tile_map import map_tiles
-from textmill_shard.triton_kernels.tiles import attention_tile, num_splits
-from textmill_shard.triton_kernels.variants import SCORES, SPAN_SCORES, VARIANTS, AttentionCase, MergeCase, Variant
+from textmill_shard.triton_kernels.tiles import Tile, attention_tile
+from textmill_shard.triton_kernels.variants import SCORES, SPAN_SCORES, VARIANTS, AttentionCase, Variant
 
 from tests.fakes.kernel_cases import (
     DECODES,
-    H100_MULTIPROCESSORS,
     MIXED,
     STORED_TYPES,
     Shape,
@@ -26,10 +25,23 @@ from tests.fakes.kernel_cases import (
     run_attention,
 )
 from tests.fakes.native_cases import Piece
+from tests.fakes.plain_kernels import H100_MULTIPROCESSORS
 
 # Sums in another order differ by a few of the 2**-24 that fp32 rounds by, relative to the largest value.
 TOLERANCE = 2e-6
 ROWS = [variant for variant in VARIANTS if isinstance(variant.case, AttentionCase)]
+MULTIPROCESSORS = 24  # so many that contexts are cut
+
+
+def parts_of_tiles(tile: Tile, group: int, pieces: Sequence[Piece]) -> list[int]:
+    """Return the parts of each tile of one key/value head."""
+    starts = torch.tensor([0, *accumulate(piece.count for piece in pieces)], dtype=torch.int32)
+    lens = torch.tensor([piece.before + piece.count for piece in pieces], dtype=torch.int32)
+    plan = interpreted_kernels(MULTIPROCESSORS).plan_tiles(
+        starts, lens, tile, group=group, num_kv_heads=1, num_tokens=int(starts[-1])
+    )
+    parts: list[int] = (plan.parts_before.diff() + 1).tolist()
+    return parts
 
 
 @pytest.mark.parametrize("variant", ROWS, ids=lambda variant: variant.name)
@@ -37,16 +49,15 @@ def test_each_variant_of_the_table_agrees_with_the_reference(variant: Variant) -
     case = variant.case
     assert isinstance(case, AttentionCase)
     shape = Shape(case.group, case.key_dim, case.value_dim, num_kv_heads=1)
-    pieces, num_multiprocessors = (DECODES, 8) if case.is_decode else (MIXED, 22)
-    num_tokens = sum(piece.count for piece in pieces)
-    num_tiles = min(num_tokens, num_tokens // case.tile.num_queries(case.group) + len(pieces) + 1)
-    assert num_splits(num_tiles=num_tiles, num_kv_heads=1, num_multiprocessors=num_multiprocessors) >= 2
+    pieces = DECODES if case.is_decode else MIXED
+    parts = parts_of_tiles(case.tile, case.group, pieces)
+    assert min(parts) == 1 < max(parts), "some contexts are cut where this is wanted, and others are not"
     both = run_attention(
         shape,
         case.tile,
         rule_of(case.scores, shape),
         pieces=pieces,
-        num_multiprocessors=num_multiprocessors if case.is_split else 1,
+        num_multiprocessors=MULTIPROCESSORS if case.is_split else 0,
         stored=None if case.stored is None else STORED_TYPES[case.stored],
     )
     assert error_of(both) < TOLERANCE
@@ -99,7 +110,9 @@ def test_a_span_changes_the_result_of_chunks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_multiprocessors", "scores"), [(1, SCORES), (H100_MULTIPROCESSORS, ())], ids=["whole", "split"]
+    ("num_multiprocessors", "scores"),
+    [(0, SCORES), (MULTIPROCESSORS, ()), (H100_MULTIPROCESSORS, SCORES)],
+    ids=["whole", "in parts of many turns", "in parts of one turn"],
 )
 def test_contexts_of_one_and_of_five_thousand_tokens(num_multiprocessors: int, scores: tuple[str, ...]) -> None:
     shape = Shape(group=4, key_dim=64, value_dim=64, num_kv_heads=1)
@@ -126,10 +139,10 @@ def test_windows_and_chunks_shorter_than_a_block_and_groups_of_any_size(
     shape = Shape(group, dim, dim, num_kv_heads=1)
     tile = attention_tile(itemsize=4, group=group, key_dim=dim, value_dim=dim, max_query_len=max_query_len)
     rule = AttentionRule(scaling=dim**-0.5, window_tokens=window_tokens, chunk_tokens=chunk_tokens)
-    assert error_of(run_attention(shape, tile, rule, num_multiprocessors=22)) < TOLERANCE
+    assert error_of(run_attention(shape, tile, rule, num_multiprocessors=MULTIPROCESSORS)) < TOLERANCE
 
 
-@pytest.mark.parametrize("num_multiprocessors", [1, 48])  # 48 make two splits
+@pytest.mark.parametrize("num_multiprocessors", [0, MULTIPROCESSORS])
 def test_padding_behind_the_sequences_becomes_zeros(num_multiprocessors: int) -> None:
     shape = Shape(group=4, key_dim=16, value_dim=16)
     tile = attention_tile(itemsize=2, group=4, key_dim=16, value_dim=16, max_query_len=1)
@@ -140,7 +153,7 @@ def test_padding_behind_the_sequences_becomes_zeros(num_multiprocessors: int) ->
     assert torch.equal(out[-17:], torch.zeros(17, 8, 16))
 
 
-@pytest.mark.parametrize("num_multiprocessors", [1, 64])  # 64 make splits
+@pytest.mark.parametrize("num_multiprocessors", [0, MULTIPROCESSORS])
 def test_large_scores_do_not_overflow(num_multiprocessors: int) -> None:
     """Scores of some thousands carry an absolute error of 1e-4, which the exponential makes relative."""
     shape = Shape(group=4, key_dim=64, value_dim=64)
@@ -150,10 +163,15 @@ def test_large_scores_do_not_overflow(num_multiprocessors: int) -> None:
     assert error_of(both) < 1e-3
 
 
-def test_splits_of_the_table_are_powers_of_two() -> None:
-    splits = [variant.case.splits for variant in VARIANTS if isinstance(variant.case, MergeCase)]
-    assert splits
-    assert all(number & (number - 1) == 0 for number in splits)
+def test_one_long_context_among_short_ones_is_computed_by_many_programs() -> None:
+    """A program for each row alone would leave the others waiting for the longest."""
+    pieces = (*(Piece(30 + row, 1) for row in range(20)), Piece(3_000, 1), Piece(7, 1))
+    shape = Shape(group=4, key_dim=32, value_dim=32, num_kv_heads=1)
+    tile = attention_tile(itemsize=2, group=4, key_dim=32, value_dim=32, max_query_len=1)
+    # All contexts have 3,819 tokens, so that each of the 48 further parts is of 80, and the long one has 3,001.
+    assert sorted(parts_of_tiles(tile, 4, pieces))[-2:] == [1, 38]
+    both = run_attention(shape, tile, rule_of((), shape), pieces=pieces, num_multiprocessors=MULTIPROCESSORS)
+    assert error_of(both) < TOLERANCE
 
 
 def test_places_beyond_two_to_the_31_elements_are_read() -> None:
@@ -167,7 +185,7 @@ def test_places_beyond_two_to_the_31_elements_are_read() -> None:
     query_THD = torch.randn(1, 1, dim)
     starts, lens = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([21], dtype=torch.int32)
     tile = attention_tile(itemsize=4, group=1, key_dim=dim, value_dim=dim, max_query_len=1)
-    tiles = map_tiles(starts, tile, group=1, num_tokens=1)
+    tiles = interpreted_kernels().plan_tiles(starts, lens, tile, group=1, num_kv_heads=1, num_tokens=1)
     scales, rule = KvScales(torch.ones(1), torch.ones(1)), AttentionRule(scaling=1.0)
     found, expected = (
         interpreted_kernels().attention(

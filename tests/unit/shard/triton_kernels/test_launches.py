@@ -25,7 +25,7 @@ from textmill_shard.model.score_changes import (
 )
 from textmill_shard.triton_kernels import kernels as kernels_file
 from textmill_shard.triton_kernels.interface import ExpertOrder, PagedIndices
-from textmill_shard.triton_kernels.tile_map import map_tiles
+from textmill_shard.triton_kernels.tiles import Tile
 from textmill_shard.triton_kernels.variants import (
     BLOCK_SIZE,
     VARIANTS,
@@ -36,13 +36,15 @@ from textmill_shard.triton_kernels.variants import (
     MergeCase,
     NoiseCase,
     NormCase,
+    PlanCase,
     ScanCase,
     UnpackCase,
     Variant,
     WriteCase,
 )
 
-from tests.fakes.kernel_cases import H100_MULTIPROCESSORS, STORED_TYPES, Shape, interpreted_kernels, rule_of
+from tests.fakes.kernel_cases import STORED_TYPES, Shape, interpreted_kernels, rule_of
+from tests.fakes.plain_kernels import H100_MULTIPROCESSORS
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WORDS = {
@@ -84,9 +86,7 @@ def noted_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Launch]]:
         yield launches
 
 
-def attend(
-    case: AttentionCase, *, num_kv_heads: int = 2, num_tokens: int = NUM_ROWS, num_multiprocessors: int = 0
-) -> None:
+def attend(case: AttentionCase, *, num_kv_heads: int = 2, num_tokens: int = NUM_ROWS) -> None:
     dtype = DTYPES[case.dtype]
     stored = dtype if case.stored is None else STORED_TYPES[case.stored]
     shape = Shape(case.group, case.key_dim, case.value_dim, num_kv_heads)
@@ -96,22 +96,28 @@ def attend(
         starts = torch.arange(num_tokens + 1, dtype=torch.int32)
     lens, tables = starts.diff(), torch.zeros(len(starts) - 1, 2, dtype=torch.int32)
     ends = torch.zeros(num_tokens, dtype=torch.int32) if "spans" in case.scores else None
-    if num_multiprocessors == 0:
-        num_multiprocessors = H100_MULTIPROCESSORS if case.is_split else 1
-    interpreted_kernels(num_multiprocessors).attention(
+    kernels = interpreted_kernels(H100_MULTIPROCESSORS if case.is_split else 0)
+    tiles = kernels.plan_tiles(
+        starts, lens, case.tile, group=case.group, num_kv_heads=num_kv_heads, num_tokens=num_tokens
+    )
+    kernels.attention(
         torch.zeros(num_tokens, case.group * num_kv_heads, case.key_dim, dtype=dtype),
         *pools,
         PagedIndices(starts, lens, tables, ends),
-        map_tiles(starts, case.tile, group=case.group, num_tokens=num_tokens),
+        tiles,
         rule_of(case.scores, shape),
         None if case.stored is None else KvScales(torch.ones(num_kv_heads), torch.ones(num_kv_heads)),
     )
 
 
 def merge(case: MergeCase) -> None:
-    """Attend by one program, whose context becomes as many parts as two for each multiprocessor."""
-    split = AttentionCase(case.dtype, 4, case.value_dim, case.value_dim, True, is_split=True)
-    attend(split, num_kv_heads=1, num_tokens=1, num_multiprocessors=getattr(case, "splits", 8) // 2)
+    attend(AttentionCase(case.dtype, case.group, case.value_dim, case.value_dim, case.is_decode, is_split=True))
+
+
+def plan(case: PlanCase) -> None:
+    tile = Tile(rows=4 * case.num_queries, places=64, num_warps=4, num_stages=1)
+    starts = torch.arange(NUM_ROWS + 1, dtype=torch.int32)
+    interpreted_kernels(1).plan_tiles(starts, starts.diff(), tile, group=4, num_kv_heads=1, num_tokens=NUM_ROWS)
 
 
 def write(case: WriteCase) -> None:
@@ -231,6 +237,7 @@ def unpack(case: UnpackCase) -> None:
 RUNS: Mapping[type, Callable[[Any], None]] = {
     AttentionCase: attend,
     MergeCase: merge,
+    PlanCase: plan,
     WriteCase: write,
     NormCase: norm,
     GateCase: gate,

@@ -98,6 +98,20 @@ def test_a_place_that_is_freed_and_taken_again_has_the_new_adapter() -> None:
     assert bool(found_TO[2].any())
 
 
+@pytest.mark.parametrize("place", [1, 7, 8, 100, 129])
+def test_the_tables_of_each_layer_begin_at_a_multiple_of_16_bytes(place: int) -> None:
+    """A GPU would compile other code for other addresses, while requests wait."""
+    paths = [f"layer{number}" for number in range(5)]
+    tables = LowRankTables(paths, CPU)
+    low = LowRankTables.to_device(LowRank(random(2, 8, seed=1), random(8, 2, seed=2), 1.0), CPU)
+    tables.put(place, {"layer3": low})
+    for path in paths:
+        table = tables.of(path)
+        for numbers in (table.a_addresses_P, table.b_addresses_P, table.ranks_P, table.scales_P):
+            assert numbers.data_ptr() % 16 == 0
+    assert tables.of("layer3").ranks_P[place] == 2
+
+
 @pytest.mark.parametrize("max_rank", [1, 16, 17, 64, 65, 512])
 @pytest.mark.parametrize("is_decode", [True, False])
 def test_a_tile_has_room_for_all_ranks(max_rank: int, is_decode: bool) -> None:

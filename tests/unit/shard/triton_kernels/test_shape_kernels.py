@@ -18,11 +18,11 @@ from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import IdLists, RepetitionChange, ScoreChanges, Temperatures
 from textmill_shard.triton_kernels import kernels as kernels_file
 from textmill_shard.triton_kernels.interface import DeviceKernels, ExpertOrder, LowRankTable, PagedIndices
-from textmill_shard.triton_kernels.tile_map import map_tiles
 from textmill_shard.triton_kernels.tiles import attention_tile, expert_tile
 
 from tests.fakes.fake_gpu import GPU, FakeGpu, ShapeKernels
-from tests.fakes.kernel_cases import H100_MULTIPROCESSORS, interpreted_kernels
+from tests.fakes.kernel_cases import interpreted_kernels
+from tests.fakes.plain_kernels import H100_MULTIPROCESSORS
 
 T, H, K, D, E = 6, 4, 2, 16, 24
 WIDTH = 32  # of norms, MLPs and layers with adapters
@@ -56,9 +56,11 @@ def write(kernels: DeviceKernels, move: Move, *, turns: bool, has_8_bits: bool) 
 def attend(kernels: DeviceKernels, move: Move, *, num_tokens: int) -> torch.Tensor:
     starts = torch.tensor([0, num_tokens], dtype=torch.int32)
     tile = attention_tile(itemsize=2, group=H // K, key_dim=D, value_dim=E, max_query_len=num_tokens)
-    tiles = map_tiles(move(starts), tile, group=H // K, num_tokens=num_tokens)
+    lens = move(torch.tensor([num_tokens], dtype=torch.int32))
+    starts = move(starts)
+    tiles = kernels.plan_tiles(starts, lens, tile, group=H // K, num_kv_heads=K, num_tokens=num_tokens)
     tables = torch.arange(NUM_BLOCKS, dtype=torch.int32).unsqueeze(0)
-    indices = PagedIndices(move(starts), move(torch.tensor([num_tokens], dtype=torch.int32)), move(tables))
+    indices = PagedIndices(starts, lens, move(tables))
     query_THD = torch.randn(H, num_tokens, D).transpose(0, 1)
     long = [move(torch.zeros(-(-num_tokens // BLOCK_SIZE) + NUM_BLOCKS, BLOCK_SIZE, K, width)) for width in (D, E)]
     return kernels.attention(move(query_THD), *long, indices, tiles, AttentionRule(scaling=1.0))
@@ -183,6 +185,7 @@ def test_a_stand_in_gives_what_the_kernel_gives(name: str, monkeypatch: pytest.M
     assert found == expected
     kernels = (
         "unpack_rows",
+        "plan_tiles",
         "write_kv",
         "paged_attention",
         "merge_splits",

@@ -238,7 +238,7 @@ def test_candidates_are_the_best_scores_and_the_first_of_equal_ones(vocab_size: 
     scores_NV[2, vocab_size - 1] = -3e38
     scores_NV[3] = -torch.inf
     scores_NV[4] = 0.25
-    scores_NV[5] = scores_NV[5].round() + 0.0  # equal scores at the cut, and zeros of one sign
+    scores_NV[5] = scores_NV[5].round()  # equal scores at the cut, and zeros of both signs
     scores_NV[6, 1::2] = torch.nan
     scores_NV[7] = scores_NV[7].sort().values  # all of the best in the last part
     wide = torch.cat([scores_NV, torch.full((8, 3), 1e6)], dim=1)

@@ -41,8 +41,8 @@ def attention_tile(
         return Tile(rows=rows, places=16, num_warps=4 if is_small else 8, num_stages=1 if has_8_bits else 2)
     if is_small:
         places, num_warps = 32 if is_wide else 64, 4 if least_rows < 64 else 8
-        # Two programs of a multiprocessor then have 64 KiB of reads under way, of keys of 8 bits too. A multiprocessor
-        # of an H200 needs about 40, which is its share of the memory's rate times the time of a read.
+        # Two programs of a multiprocessor then have 64 KiB of reads under way while both compute, of 8 bits too. A
+        # multiprocessor of an H200 needs about 40: its share of the memory's rate times the time of a read.
         return Tile(rows=least_rows, places=places, num_warps=num_warps, num_stages=7 if has_8_bits else 5)
     if is_wide:
         return Tile(rows=max(least_rows, 64), places=32, num_warps=8, num_stages=2)

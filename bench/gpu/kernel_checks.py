@@ -30,6 +30,19 @@ from textmill_shard.model.score_changes import (
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.sampling import noise
 from textmill_shard.sampling.row_scan import TorchRowScanner
+from textmill_shard.triton_kernels.cases import (
+    AttentionCase,
+    ExpertCase,
+    GateCase,
+    LowRankCase,
+    MergeCase,
+    NoiseCase,
+    NormCase,
+    PlanCase,
+    ScanCase,
+    UnpackCase,
+    WriteCase,
+)
 from textmill_shard.triton_kernels.interface import PagedIndices
 from textmill_shard.triton_kernels.kernels import TritonKernels
 from textmill_shard.triton_kernels.plain_layers import (
@@ -42,23 +55,7 @@ from textmill_shard.triton_kernels.plain_layers import (
 from textmill_shard.triton_kernels.plain_rows import unpack_rows_plainly
 from textmill_shard.triton_kernels.tile_map import plan_tiles_plainly
 from textmill_shard.triton_kernels.tiles import Tile
-from textmill_shard.triton_kernels.variants import (
-    BLOCK_SIZE,
-    FIRST_WITH_E4M3,
-    VARIANTS,
-    AttentionCase,
-    ExpertCase,
-    GateCase,
-    LowRankCase,
-    MergeCase,
-    NoiseCase,
-    NormCase,
-    PlanCase,
-    ScanCase,
-    UnpackCase,
-    Variant,
-    WriteCase,
-)
+from textmill_shard.triton_kernels.variants import BLOCK_SIZE, FIRST_WITH_E4M3, VARIANTS, Variant
 
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting

@@ -17,10 +17,10 @@ from textmill_shard.model.decode_graphs import RecordedStep
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, RowScan
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
+from textmill_shard.triton_kernels.constants import SCAN_IDS
 from textmill_shard.triton_kernels.interface import Activation, ExpertOrder, LowRankTable, PagedIndices, TileMap
 from textmill_shard.triton_kernels.part_candidates import best_of_parts
 from textmill_shard.triton_kernels.tiles import Tile, count_tiles
-from textmill_shard.triton_kernels.variants import SCAN_IDS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode

@@ -14,9 +14,9 @@ from textmill_shard.attention.base import AttentionRule
 from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.model.kv_scales import KvScales, store
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.triton_kernels.cases import Stored
 from textmill_shard.triton_kernels.interface import DeviceKernels, PagedIndices
 from textmill_shard.triton_kernels.tiles import Tile
-from textmill_shard.triton_kernels.variants import Stored
 
 from tests.fakes.native_cases import Piece
 

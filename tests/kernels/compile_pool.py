@@ -13,7 +13,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from textmill_shard.triton_kernels.variants import COMPILE_OPTIONS, VARIANTS
+from textmill_shard.triton_kernels.constants import COMPILE_OPTIONS
+from textmill_shard.triton_kernels.variants import VARIANTS
 
 from tests.kernels.compile_variant import DEVICE_FOLDER, KERNEL_FILES, Job, Usage
 

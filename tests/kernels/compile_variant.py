@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from textmill_shard import triton_kernels
-from textmill_shard.triton_kernels.variants import COMPILE_OPTIONS, VARIANTS, Variant
+from textmill_shard.triton_kernels.constants import COMPILE_OPTIONS
+from textmill_shard.triton_kernels.variants import VARIANTS, Variant
 
 DEVICE_FOLDER = Path(triton_kernels.__file__).parent / "device"
 CUOBJDUMP_LIMIT_S = 60

@@ -21,6 +21,23 @@ from textmill_shard.model.score_changes import (
     RepetitionChange,
     ScoreChanges,
 )
+from textmill_shard.triton_kernels.constants import (
+    COMPILE_OPTIONS,
+    LIST_ENTRIES,
+    NOISE_IDS,
+    SCAN_IDS,
+    attention_constants,
+    expand_constants,
+    expert_constants,
+    gate_constants,
+    merge_constants,
+    norm_constants,
+    plan_constants,
+    scan_constants,
+    shrink_constants,
+    unpack_constants,
+    write_constants,
+)
 from textmill_shard.triton_kernels.device.attention import merge_splits, paged_attention
 from textmill_shard.triton_kernels.device.experts import expert_product
 from textmill_shard.triton_kernels.device.gate import gate_up
@@ -41,23 +58,6 @@ from textmill_shard.triton_kernels.tiles import (
     low_rank_tile,
     num_expert_tiles,
     power_of_two,
-)
-from textmill_shard.triton_kernels.variants import (
-    COMPILE_OPTIONS,
-    LIST_ENTRIES,
-    NOISE_IDS,
-    SCAN_IDS,
-    attention_constants,
-    expand_constants,
-    expert_constants,
-    gate_constants,
-    merge_constants,
-    norm_constants,
-    plan_constants,
-    scan_constants,
-    shrink_constants,
-    unpack_constants,
-    write_constants,
 )
 
 LEAST_ABSENT_ROWS = 64  # for which "no row asks" is written at first

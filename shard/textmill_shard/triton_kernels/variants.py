@@ -1,213 +1,58 @@
-"""The table of the variants of all kernels, from which the launches, the tests and the compile check are made.
+"""The table of the variants of all kernels, from which the tests and the compile check are made.
 
 A variant is a kernel with the constants for which the compiler makes machine code. `kernels.py` launches with the
-constants that the functions here return, and the tests hold the interpreter and the compiler to the rows of `VARIANTS`.
-This file imports no triton.
+functions of `constants.py` from which the rows are made, and the tests hold the launches, the interpreter and the
+compiler to the rows of `VARIANTS`. This file imports no triton.
 """
-
-# G query heads per key/value head, D key width, E value width, P rotary width
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from textmill_shard.model.decode_rows import FED, FIELDS, HEADER
-from textmill_shard.triton_kernels.interface import ACTIVATIONS, Activation
-from textmill_shard.triton_kernels.tiles import (
-    ExpertTile,
-    LowRankTile,
-    Tile,
-    attention_tile,
-    expert_tile,
-    low_rank_tile,
-    power_of_two,
+from textmill_shard.triton_kernels.cases import (
+    CHANGES,
+    LARGEST_STORED,
+    SCORE_CHANGES,
+    SCORES,
+    SPAN_SCORES,
+    STORED_NAMES,
+    AttentionCase,
+    Case,
+    Dtype,
+    ExpertCase,
+    GateCase,
+    LowRankCase,
+    MergeCase,
+    NoiseCase,
+    NormCase,
+    PlanCase,
+    ScanCase,
+    Stored,
+    UnpackCase,
+    WriteCase,
 )
+from textmill_shard.triton_kernels.constants import (
+    NOISE_IDS,
+    PLANNED_SEQUENCES,
+    SCAN_IDS,
+    attention_constants,
+    expand_constants,
+    expert_constants,
+    gate_constants,
+    merge_constants,
+    norm_constants,
+    scan_constants,
+    shrink_constants,
+    unpack_constants,
+    write_constants,
+)
+from textmill_shard.triton_kernels.interface import ACTIVATIONS
+from textmill_shard.triton_kernels.tiles import power_of_two
 
-Dtype = Literal["bf16", "fp16", "fp32"]
-Stored = Literal["fp8e4nv", "fp8e5"]  # Triton's words for float8_e4m3fn and float8_e5m2
-Score = Literal["window", "chunk", "softcap", "sinks", "slopes", "spans"]
-Turn = Literal["none", "half", "interleaved"]
-Change = Literal["repetition", "counts", "bias", "mask", "temperature"]
-
-ITEMSIZE: Mapping[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
-# Of text alone; a chunk may have spans too, alone and with a window.
-SCORES: tuple[Score, ...] = ("window", "chunk", "softcap", "sinks", "slopes")
-CHANGES: tuple[Change, ...] = get_args(Change)
-SCORE_CHANGES = CHANGES[:-1]  # a temperature changes no score
-SPAN_SCORES: tuple[tuple[Score, ...], ...] = (("spans",), ("window", "spans"))
-# Fusing a product and a sum into one operation rounds once, and is Triton's choice up to version 3.9.
-COMPILE_OPTIONS = {"enable_fp_fusion": True}
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 FIRST_WITH_E4M3 = 89  # compute capability
-STORED_NAMES: Mapping[Stored, str] = {"fp8e4nv": "fp8_e4m3fn", "fp8e5": "fp8_e5m2"}
-LARGEST_STORED: Mapping[Stored, float] = {"fp8e4nv": 448.0, "fp8e5": 57344.0}
 BLOCK_SIZE = 16  # tokens of a block in the rows of the table
-SCAN_IDS = 4096  # scores of a part of a row
-NOISE_IDS = 256  # ids of a program that makes noise
-LIST_ENTRIES = 512  # entries of a list of ids that a program reads at a time
-GATE_TILE = 1024  # elements of a program of the gate
-MERGED_ROWS = 4  # rows of a tile whose parts a program puts together
-MERGED_NUMBERS = 4096  # of the parts that are read at a time
-PLANNED_SEQUENCES = 128  # whose tiles are planned at a time
-COPIED_BLOCKS = 128  # entries of a block table that a program copies at a time
-LONGEST_CHUNK = 1024  # tokens of a sequence in the chunks of the table
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionCase:
-    """What a variant of `paged_attention` is for."""
-
-    dtype: Dtype
-    group: int
-    key_dim: int
-    value_dim: int
-    is_decode: bool  # one query per sequence, else chunks
-    scores: tuple[Score, ...] = ()
-    is_split: bool = False
-    stored: Stored | None = None  # type of keys and values; None: that of the queries
-
-    @property
-    def tile(self) -> Tile:
-        return attention_tile(
-            itemsize=ITEMSIZE[self.dtype],
-            group=self.group,
-            key_dim=self.key_dim,
-            value_dim=self.value_dim,
-            max_query_len=1 if self.is_decode else LONGEST_CHUNK,
-            has_8_bits=self.stored is not None,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class MergeCase:
-    """What a variant of `merge_splits` is for."""
-
-    dtype: Dtype
-    value_dim: int
-    is_decode: bool = True
-    group: int = 4
-
-    @property
-    def tile(self) -> Tile:
-        return AttentionCase(self.dtype, self.group, self.value_dim, self.value_dim, self.is_decode).tile
-
-
-@dataclass(frozen=True, slots=True)
-class PlanCase:
-    """What a variant of `plan_tiles` is for."""
-
-    num_queries: int  # of a tile
-
-
-@dataclass(frozen=True, slots=True)
-class WriteCase:
-    """What a variant of `write_kv` is for."""
-
-    dtype: Dtype
-    group: int
-    key_dim: int
-    value_dim: int
-    turn: Turn = "none"
-    rotary_dim: int = 0
-    stored: Stored | None = None  # as for attention
-
-
-@dataclass(frozen=True, slots=True)
-class NormCase:
-    """What a variant of `rms_norm` is for."""
-
-    dtype: Dtype
-    width: int
-    has_residual: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class GateCase:
-    """What a variant of `gate_up` is for."""
-
-    dtype: Dtype
-    width: int
-    activation: Activation
-
-
-@dataclass(frozen=True, slots=True)
-class ScanCase:
-    """What a variant of `scan_parts` or of `merge_parts` is for.
-
-    All changes of scores have one variant, because a row says by numbers which of them it asks for.
-    """
-
-    vocab_size: int
-    changes: tuple[Change, ...] = ()
-    has_candidates: bool = False
-
-    @property
-    def changes_scores(self) -> bool:
-        return bool(set(self.changes) - {"temperature"})
-
-
-@dataclass(frozen=True, slots=True)
-class NoiseCase:
-    """What a variant of `gumbel` is for."""
-
-    num_ids: int
-
-
-@dataclass(frozen=True, slots=True)
-class LowRankCase:
-    """What a variant of `shrink` or of `expand` is for."""
-
-    dtype: Dtype
-    width: int  # inputs of `shrink`, outputs of `expand`
-    max_rank: int
-    is_decode: bool
-
-    @property
-    def tile(self) -> LowRankTile:
-        return low_rank_tile(max_rank=self.max_rank, is_decode=self.is_decode)
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertCase:
-    """What a variant of `expert_product` is for."""
-
-    dtype: Dtype
-    num_experts: int
-    num_inputs: int
-    num_outputs: int
-    num_pairs: int  # of rows and experts in a step
-    pairs_of_row: int = 1  # that share a row of the inputs
-    has_inputs_first: bool = False  # the weights are [experts, inputs, outputs]
-    has_bias: bool = False
-
-    @property
-    def tile(self) -> ExpertTile:
-        return expert_tile(itemsize=ITEMSIZE[self.dtype], num_pairs=self.num_pairs, num_experts=self.num_experts)
-
-
-@dataclass(frozen=True, slots=True)
-class UnpackCase:
-    """What a variant of `unpack_rows` is for."""
-
-    has_adapters: bool = False
-    has_two_rope_tables: bool = False
-    has_rope_positions: bool = False
-
-
-Case = (
-    AttentionCase
-    | PlanCase
-    | MergeCase
-    | WriteCase
-    | NormCase
-    | GateCase
-    | ScanCase
-    | LowRankCase
-    | ExpertCase
-    | NoiseCase
-    | UnpackCase
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,169 +70,6 @@ class Variant:
     targets: tuple[int, ...] = TARGETS  # compute capabilities that have the kernel's types
     is_sample: bool = False  # compiled in every run of the tests
     why_spills: str | None = None  # the reason why registers may overflow into local memory; None: they must not
-
-
-def attention_constants(
-    *,
-    group: int,
-    key_dim: int,
-    value_dim: int,
-    block_size: int,
-    tile: Tile,
-    has_window: bool,
-    has_chunk: bool,
-    has_softcap: bool,
-    has_sinks: bool,
-    has_slopes: bool,
-    has_spans: bool,
-    is_split: bool,
-    has_scales: bool,
-) -> dict[str, Any]:
-    """Return the constants of `paged_attention`."""
-    return {
-        "GROUP": group,
-        "KEY_DIM": key_dim,
-        "VALUE_DIM": value_dim,
-        "KEY_WIDTH": _width(key_dim),
-        "VALUE_WIDTH": _width(value_dim),
-        "BLOCK_SIZE": block_size,
-        "ROWS": tile.rows,
-        "PLACES": tile.places,
-        "HAS_WINDOW": has_window,
-        "HAS_CHUNK": has_chunk,
-        "HAS_SOFTCAP": has_softcap,
-        "HAS_SINKS": has_sinks,
-        "HAS_SLOPES": has_slopes,
-        "HAS_SPANS": has_spans,
-        "IS_SPLIT": is_split,
-        "HAS_SCALES": has_scales,
-    }
-
-
-def plan_constants(tile: Tile, *, group: int) -> dict[str, Any]:
-    """Return the constants of `plan_tiles`."""
-    return {"QUERIES": tile.num_queries(group), "SEQUENCES": PLANNED_SEQUENCES}
-
-
-def merge_constants(*, group: int, value_dim: int, tile: Tile) -> dict[str, Any]:
-    """Return the constants of `merge_splits`."""
-    width = _width(value_dim)
-    return {
-        "GROUP": group,
-        "VALUE_DIM": value_dim,
-        "VALUE_WIDTH": width,
-        "ROWS": tile.rows,
-        "MERGED_ROWS": MERGED_ROWS,
-        "PARTS": max(4, MERGED_NUMBERS // (MERGED_ROWS * width)),
-    }
-
-
-def write_constants(
-    *,
-    group: int,
-    key_dim: int,
-    value_dim: int,
-    rotary_dim: int,
-    is_interleaved: bool,
-    largest_stored: float | None,
-) -> dict[str, Any]:
-    """Return the constants of `write_kv`. `largest_stored` is the largest number of 8 bits, None without scales."""
-    return {
-        "GROUP": group,
-        "GROUP_WIDTH": power_of_two(group),
-        "KEY_DIM": key_dim,
-        "VALUE_DIM": value_dim,
-        "KEY_WIDTH": _width(key_dim),
-        "VALUE_WIDTH": _width(value_dim),
-        "ROTARY_DIM": rotary_dim,
-        "IS_INTERLEAVED": is_interleaved,
-        "LARGEST_STORED": largest_stored or 0.0,
-    }
-
-
-def norm_constants(*, width: int, has_residual: bool) -> tuple[dict[str, Any], int]:
-    """Return the constants of `rms_norm`, and the number of warps."""
-    full = power_of_two(width)
-    constants = {"WIDTH": width, "FULL_WIDTH": full, "ROWS": max(1, 1024 // full), "HAS_RESIDUAL": has_residual}
-    return constants, min(16, max(2, full // 512))
-
-
-def gate_constants(*, width: int, activation: Activation) -> dict[str, Any]:
-    """Return the constants of `gate_up`."""
-    return {"WIDTH": width, "TILE": GATE_TILE, "ACTIVATION": activation}
-
-
-def scan_constants(*, has_changes: bool, has_temperature: bool, has_candidates: bool) -> dict[str, Any]:
-    """Return the constants of `scan_parts`."""
-    return {
-        "IDS": SCAN_IDS,
-        "ENTRIES": LIST_ENTRIES,
-        "HAS_CHANGES": has_changes,
-        "HAS_TEMPERATURE": has_temperature,
-        "HAS_CANDIDATES": has_candidates,
-    }
-
-
-def shrink_constants(tile: LowRankTile, *, num_inputs: int) -> dict[str, Any]:
-    """Return the constants of `shrink`."""
-    return {
-        "INNER": num_inputs,
-        "INNER_TILE": tile.inputs,
-        "STAGES": tile.num_stages,
-        "ROWS": tile.rows,
-        "RANK_TILE": tile.ranks,
-        "Z_WIDTH": tile.width,
-    }
-
-
-def expand_constants(tile: LowRankTile, *, num_outputs: int) -> dict[str, Any]:
-    """Return the constants of `expand`."""
-    return {
-        "OUTPUTS": num_outputs,
-        "OUT_TILE": tile.outputs,
-        "ROWS": tile.rows,
-        "RANK_TILE": tile.ranks,
-        "Z_WIDTH": tile.width,
-    }
-
-
-def expert_constants(
-    tile: ExpertTile,
-    *,
-    num_experts: int,
-    num_inputs: int,
-    num_outputs: int,
-    pairs_of_row: int,
-    has_inputs_first: bool,
-) -> dict[str, Any]:
-    """Return the constants of `expert_product`."""
-    return {
-        "EXPERTS": num_experts,
-        "EXPERTS_WIDTH": power_of_two(num_experts),
-        "INNER": num_inputs,
-        "OUTPUTS": num_outputs,
-        "PAIRS_OF_ROW": pairs_of_row,
-        "INPUTS_FIRST": has_inputs_first,
-        "ROWS": tile.rows,
-        "OUT_TILE": tile.outputs,
-        "INNER_TILE": tile.inputs,
-    }
-
-
-def unpack_constants(*, block_size: int) -> dict[str, Any]:
-    """Return the constants of `unpack_rows`."""
-    return {
-        "HEADER": HEADER,
-        "NUM_FIELDS": len(FIELDS),
-        "FED": FED,
-        "BLOCK_SIZE": block_size,
-        "TILE": COPIED_BLOCKS,
-    }
-
-
-def _width(dim: int) -> int:
-    """Return the elements that a kernel reads for a dim: a power of two, and enough for a product of tensor cores."""
-    return max(16, power_of_two(dim))
 
 
 def _types(case: AttentionCase | WriteCase) -> str:
@@ -707,8 +389,6 @@ _WIDTHS = ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256))
 _DTYPES: tuple[Dtype, ...] = ("bf16", "fp16", "fp32")
 _STORED: tuple[Stored, ...] = ("fp8e4nv", "fp8e5")
 _BOTH = (True, False)
-
-
 _ONE_REGISTER = "one register is stored before the loop over the keys and read behind it, once per program"
 
 

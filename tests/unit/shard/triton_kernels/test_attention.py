@@ -10,9 +10,10 @@ import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.model.kv_scales import KvScales, store
+from textmill_shard.triton_kernels.cases import SCORES, SPAN_SCORES, AttentionCase
 from textmill_shard.triton_kernels.interface import PagedIndices
 from textmill_shard.triton_kernels.tiles import Tile, attention_tile
-from textmill_shard.triton_kernels.variants import SCORES, SPAN_SCORES, VARIANTS, AttentionCase, Variant
+from textmill_shard.triton_kernels.variants import VARIANTS, Variant
 
 from tests.fakes.kernel_cases import (
     DECODES,

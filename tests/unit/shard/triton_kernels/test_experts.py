@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from textmill_shard.layers.device_experts import order_pairs
+from textmill_shard.triton_kernels.cases import ExpertCase
 from textmill_shard.triton_kernels.interface import ExpertOrder
 from textmill_shard.triton_kernels.plain_layers import expert_product_plainly
 from textmill_shard.triton_kernels.tiles import ExpertTile, expert_tile, num_expert_tiles
-from textmill_shard.triton_kernels.variants import VARIANTS, ExpertCase, Variant
+from textmill_shard.triton_kernels.variants import VARIANTS, Variant
 
 from tests.fakes.kernel_cases import interpreted_kernels
 

@@ -7,7 +7,8 @@ import triton.language as tl
 from textmill_shard.attention.base import RotaryTables
 from textmill_shard.attention.kv_write import turn, write_plainly
 from textmill_shard.model.kv_scales import KvScales, largest_number
-from textmill_shard.triton_kernels.variants import VARIANTS, Variant, WriteCase
+from textmill_shard.triton_kernels.cases import WriteCase
+from textmill_shard.triton_kernels.variants import VARIANTS, Variant
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as turn_interleaved
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as turn_halves
 

@@ -24,11 +24,7 @@ from textmill_shard.model.score_changes import (
     Temperatures,
 )
 from textmill_shard.triton_kernels import kernels as kernels_file
-from textmill_shard.triton_kernels.interface import ExpertOrder, PagedIndices
-from textmill_shard.triton_kernels.tiles import Tile
-from textmill_shard.triton_kernels.variants import (
-    BLOCK_SIZE,
-    VARIANTS,
+from textmill_shard.triton_kernels.cases import (
     AttentionCase,
     ExpertCase,
     GateCase,
@@ -39,9 +35,11 @@ from textmill_shard.triton_kernels.variants import (
     PlanCase,
     ScanCase,
     UnpackCase,
-    Variant,
     WriteCase,
 )
+from textmill_shard.triton_kernels.interface import ExpertOrder, PagedIndices
+from textmill_shard.triton_kernels.tiles import Tile
+from textmill_shard.triton_kernels.variants import BLOCK_SIZE, VARIANTS, Variant
 
 from tests.fakes.kernel_cases import STORED_TYPES, Shape, interpreted_kernels, rule_of
 from tests.fakes.plain_kernels import H100_MULTIPROCESSORS

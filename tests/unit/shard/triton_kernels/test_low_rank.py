@@ -6,10 +6,11 @@ import pytest
 import torch
 from textmill_shard.layers.low_rank_tables import LowRankTables
 from textmill_shard.model.adapter import LowRank
+from textmill_shard.triton_kernels.cases import LowRankCase
 from textmill_shard.triton_kernels.interface import LowRankTable
 from textmill_shard.triton_kernels.plain_layers import add_low_rank_plainly
 from textmill_shard.triton_kernels.tiles import low_rank_tile
-from textmill_shard.triton_kernels.variants import VARIANTS, LowRankCase, Variant
+from textmill_shard.triton_kernels.variants import VARIANTS, Variant
 
 from tests.fakes.kernel_cases import interpreted_kernels
 

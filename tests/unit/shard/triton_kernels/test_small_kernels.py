@@ -19,19 +19,10 @@ from textmill_shard.model.score_changes import (
 from textmill_shard.sampling import noise
 from textmill_shard.sampling.row_scan import DeviceRowScanner, TorchRowScanner
 from textmill_shard.slots.sampling_params import SamplingParams
+from textmill_shard.triton_kernels.cases import CHANGES, SCORE_CHANGES, Change, GateCase, NormCase, ScanCase
+from textmill_shard.triton_kernels.constants import LIST_ENTRIES, SCAN_IDS
 from textmill_shard.triton_kernels.plain_layers import add_rms_norm_plainly, gate_up_plainly, rms_norm_plainly
-from textmill_shard.triton_kernels.variants import (
-    CHANGES,
-    LIST_ENTRIES,
-    SCAN_IDS,
-    SCORE_CHANGES,
-    VARIANTS,
-    Change,
-    GateCase,
-    NormCase,
-    ScanCase,
-    Variant,
-)
+from textmill_shard.triton_kernels.variants import VARIANTS, Variant
 from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm

@@ -11,8 +11,10 @@ import torch
 from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.triton_kernels.cases import UnpackCase
+from textmill_shard.triton_kernels.constants import COPIED_BLOCKS
 from textmill_shard.triton_kernels.interface import DeviceKernels
-from textmill_shard.triton_kernels.variants import COPIED_BLOCKS, VARIANTS, UnpackCase, Variant
+from textmill_shard.triton_kernels.variants import VARIANTS, Variant
 
 from tests.fakes.kernel_cases import interpreted_kernels
 from tests.fakes.plain_kernels import PlainKernels

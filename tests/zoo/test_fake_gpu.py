@@ -191,6 +191,33 @@ def test_experts_read_no_value_where_torch_has_no_product_of_groups(
         assert entry.layout == "state" or products == {(1, 0)}
 
 
+# What the experts of a layer launch: the sort of the pairs by their experts, and where those of each expert end; two
+# products, and the gate between them; the weights of the pairs, the sum over the experts of a row, and its rounding,
+# because Mixtral's weights of experts are float32.
+EXPERT_LAYER = 2 + 3 + 3
+
+
+def test_decode_steps_with_experts_become_graphs_where_torch_has_no_product_of_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu(capability=(8, 0))
+    make_zoo_model(next(entry for entry in FLAT if entry.name == "mixtral"), tmp_path)
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32")
+    graphs = ShapeGraphs(gpu)
+    counts = run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS, graphs=graphs)
+    assert counts[-1]["graph"] == 1
+    [of_graph] = graphs.launches
+    assert of_graph["copy to the GPU"] == of_graph["copy to the host"] == 0
+    modules = [module for module in runner.modules() if type(module.forward).__name__ == "GroupedExperts"]
+    assert of_graph["expert_product"] == 2 * len(modules)
+    for module in modules:  # experts that launch nothing
+        module.forward = lambda hidden_states, *_: hidden_states
+    graphs = ShapeGraphs(gpu)
+    run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS, graphs=graphs)
+    [rest] = graphs.launches
+    assert of_graph.total() - rest.total() == len(modules) * EXPERT_LAYER, of_graph - rest
+
+
 def test_experts_that_are_not_swapped_read_sizes_of_groups_where_torch_has_no_product(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

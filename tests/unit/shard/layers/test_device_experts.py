@@ -2,12 +2,14 @@
 
 # N rows, K experts of a row, E experts, H hidden width, I inner width
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from textmill_shard.layers.device_experts import GroupedExperts, find_experts, torch_waits
 from textmill_shard.layers.experts import ExpertWeights
+from textmill_shard.layers.parallel_layers import add_up_outputs
 from torch import nn
 from transformers import GptOssConfig, MixtralConfig, NemotronHConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
@@ -77,6 +79,47 @@ def test_the_gate_is_one_kernel_where_its_activation_is_known() -> None:
         calls.clear()
         found(ROWS, EXPERTS_NK, WEIGHTS_NK)
         assert set(calls) == activations
+
+
+def part_of_rank(module: Any, rank: int) -> Any:
+    """Return the half of each expert that one of two ranks has. The biases of the outputs are those of the first."""
+    half = slice(rank * INNER // 2, (rank + 1) * INNER // 2)
+    part = copy.deepcopy(module)
+    if module.is_transposed:
+        pairs = torch.arange(2 * INNER).view(INNER, 2)[half].flatten()  # gate and up stand side by side
+        part.gate_up_proj = nn.Parameter(module.gate_up_proj[:, :, pairs].contiguous())
+        part.gate_up_proj_bias = nn.Parameter(module.gate_up_proj_bias[:, pairs].contiguous())
+        part.down_proj = nn.Parameter(module.down_proj[:, half].contiguous())
+        part.down_proj_bias = nn.Parameter(module.down_proj_bias * (rank == 0))
+    else:
+        rows = torch.arange(2 * INNER).view(2, INNER)[:, half].flatten()  # all gates, and then all up parts
+        part.gate_up_proj = nn.Parameter(module.gate_up_proj[:, rows].contiguous())
+        part.down_proj = nn.Parameter(module.down_proj[:, :, half].contiguous())
+    return part
+
+
+class OtherRank:
+    """Stands in for the other of two ranks, whose outputs are known."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        self._output = output
+
+    def all_reduce(self, output: torch.Tensor) -> torch.Tensor:
+        return output + self._output
+
+
+@pytest.mark.parametrize("name", ["gate of silu", "inputs first, biases, a gate of its own"])
+def test_the_parts_of_two_ranks_add_up_to_the_experts(name: str) -> None:
+    whole = MODULES[name]()
+    with torch.inference_mode():
+        expected = whole(ROWS, EXPERTS_NK, WEIGHTS_NK)
+        first, second = (part_of_rank(whole, rank) for rank in range(2))
+        for part in (first, second):
+            part.forward = find_experts(part, interpreted_kernels())
+            assert part.forward is not None
+        add_up_outputs(first, OtherRank(second(ROWS, EXPERTS_NK, WEIGHTS_NK)))  # type: ignore[arg-type]
+        found = first(ROWS, EXPERTS_NK, WEIGHTS_NK)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_experts_that_compute_something_else_stay() -> None:

@@ -163,7 +163,7 @@ def test_a_shard_starts(flags: tuple[str, ...], tmp_path: Path, monkeypatch: pyt
     kernels: Any = RecordedKernels(PlainKernels())
     load_by(monkeypatch, kernels)
     recorder = FakeGraphRecorder(kernels)
-    monkeypatch.setattr("textmill_shard.gpu_steps.CudaGraphRecorder", lambda: recorder)
+    monkeypatch.setattr("textmill_shard.lifecycle.CudaGraphRecorder", lambda: recorder)
     monkeypatch.setattr(lifecycle, "_load_matchers", lambda *_: None)  # for which the folder needs a tokenizer
     Memory().install(monkeypatch)
     sizes = ("--num-slots", "4", "--max-kv-tokens", "512", "--max-step-tokens", "64")

@@ -11,7 +11,8 @@ from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.step_trial import compile_steps
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
-from textmill_shard.triton_kernels import kernels as launches
+from textmill_shard.triton_kernels import launching
+from textmill_shard.triton_kernels.kernels import TritonKernels
 
 from tests.fakes.plain_kernels import H100_MULTIPROCESSORS, PlainKernels, load_by
 from tests.fakes.tiny_models import make_tiny_llama
@@ -30,7 +31,7 @@ def variants(monkeypatch: pytest.MonkeyPatch) -> set[Any]:
         types = tuple(value.dtype if torch.is_tensor(value) else value is None for value in arguments)
         found.add((kernel.fn.__name__, types, tuple(constants.items()), tuple(how.items())))
 
-    monkeypatch.setattr(launches, "_launch", note)
+    monkeypatch.setattr(launching, "launch", note)
     return found
 
 
@@ -51,9 +52,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variants: set[Any]) 
     folder = make_tiny_llama(tmp_path, max_position_embeddings=4096)
     options = LoadOptions(model_dir=folder, dtype="float32", block_size=BLOCK_SIZE)
     loaded = load_model(options, lambda phase, share: None)
-    kernels.now = launches.TritonKernels(
-        num_multiprocessors=H100_MULTIPROCESSORS, capability=(9, 0)
-    )  # behind the check at load
+    kernels.now = TritonKernels(num_multiprocessors=H100_MULTIPROCESSORS, capability=(9, 0))  # behind the check at load
     loaded.allocate_kv(0)
     return loaded
 

@@ -13,7 +13,8 @@ from textmill_shard.sampling.row_scan import DeviceRowScanner
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.sampling_params import SamplingParams
-from textmill_shard.triton_kernels import kernels as launches
+from textmill_shard.triton_kernels import launching
+from textmill_shard.triton_kernels.kernels import TritonKernels
 
 from tests.fakes.sampling_hand import step_rows
 
@@ -46,7 +47,7 @@ class Variants:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.found: set[Any] = set()
-        monkeypatch.setattr(launches, "_launch", self._note)
+        monkeypatch.setattr(launching, "launch", self._note)
 
     def _note(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, constants: dict[str, Any], **how: Any) -> None:
         """Triton tells apart types, pointers and numbers that 16 divides, and 1, unless a kernel says otherwise."""
@@ -78,7 +79,7 @@ def batches() -> Iterator[list[SamplingParams]]:
 
 def test_no_batch_needs_a_kernel_that_the_start_has_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     variants = Variants(monkeypatch)
-    kernels: Any = launches.TritonKernels(num_multiprocessors=1, capability=(9, 0))
+    kernels: Any = TritonKernels(num_multiprocessors=1, capability=(9, 0))
     compile_scans(kernels, vocab_size=VOCABULARY, device=CPU)
     compiled = set(variants.found)
     assert {name for name, *_ in compiled} == {"scan_parts", "merge_parts", "gumbel"}
@@ -105,6 +106,6 @@ def test_no_batch_needs_a_kernel_that_the_start_has_not_compiled(monkeypatch: py
 def test_the_variants_of_the_start_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is compiled at the first start of a machine."""
     variants = Variants(monkeypatch)
-    kernels: Any = launches.TritonKernels(num_multiprocessors=1, capability=(9, 0))
+    kernels: Any = TritonKernels(num_multiprocessors=1, capability=(9, 0))
     compile_scans(kernels, vocab_size=VOCABULARY, device=CPU)
     assert len(variants.found) == 6 + 2 + 1

@@ -23,7 +23,7 @@ from textmill_shard.model.score_changes import (
     ScoreChanges,
     Temperatures,
 )
-from textmill_shard.triton_kernels import kernels as kernels_file
+from textmill_shard.triton_kernels import launching
 from textmill_shard.triton_kernels.cases import (
     AttentionCase,
     ExpertCase,
@@ -80,7 +80,7 @@ def noted_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Launch]]:
         launches.add(launch_key(kernel.__name__, map(word_of, arguments), constants, num_warps, num_stages))
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernels_file, "_launch", note)
+        patch.setattr(launching, "launch", note)
         yield launches
 
 

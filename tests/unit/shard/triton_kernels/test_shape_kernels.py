@@ -16,7 +16,7 @@ from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import IdLists, RepetitionChange, ScoreChanges, Temperatures
-from textmill_shard.triton_kernels import kernels as kernels_file
+from textmill_shard.triton_kernels import launching
 from textmill_shard.triton_kernels.interface import DeviceKernels, ExpertOrder, LowRankTable, PagedIndices
 from textmill_shard.triton_kernels.tiles import attention_tile, expert_tile
 
@@ -169,7 +169,7 @@ def forms(result: Any) -> list[Any]:
 @pytest.mark.parametrize("name", CALLS)
 def test_a_stand_in_gives_what_the_kernel_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[str] = []
-    launch = kernels_file._launch
+    launch = launching.launch
 
     def counted(kernel: Any, *arguments: Any, **options: Any) -> None:
         launched.append(str(kernel))
@@ -177,7 +177,7 @@ def test_a_stand_in_gives_what_the_kernel_gives(name: str, monkeypatch: pytest.M
         if name != "attention of many rows":
             launch(kernel, *arguments, **options)
 
-    monkeypatch.setattr(kernels_file, "_launch", counted)
+    monkeypatch.setattr(launching, "launch", counted)
     expected = forms(CALLS[name](interpreted_kernels(H100_MULTIPROCESSORS), lambda tensor: tensor))
     gpu = FakeGpu()
     with gpu:

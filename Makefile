@@ -138,7 +138,7 @@ task-classes: $(STAMP) ## Write the tasks of transformers' classes, which the la
 	@$(BIN)/python -m tests.task_classes
 	@$(BIN)/ruff format --quiet launcher/textmill_launcher/task_classes.py
 
-kernels: $(STAMP) ## Compile the GPU kernels for three GPUs, without a GPU, compare with docs/kernels.md, and try the benchmark of a GPU
+kernels: $(STAMP) ## Compile the GPU kernels for four GPUs, without a GPU, compare with docs/kernels.md, and try the benchmark of a GPU
 	@$(BIN)/python -m tests.kernels.page --check
 	@$(BIN)/python -m pytest --quiet -m kernels tests/unit/bench
 

@@ -27,8 +27,8 @@ MOST_NARROW_COPIES = 16
 # adapters begin at multiples of 16 bytes, `shrink` and `expand` would read them so as well.
 MOST_NARROW_READS = {"paged_attention": 0, "shrink": 0, "expand": 20}
 # Shared memory that a program may have, from NVIDIA's CUDA programming guide (table of compute capabilities).
-SHARED_LIMIT_BYTES = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
-GPUS = {80: "A100", 90: "H100, H200", 100: "B200"}
+SHARED_LIMIT_BYTES = {80: 163 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB}
+GPUS = {80: "A100", 89: "L4, L40S", 90: "H100, H200", 100: "B200"}
 INTRODUCTION = f"""\
 # Kernels of a GPU
 
@@ -36,7 +36,7 @@ INTRODUCTION = f"""\
 from what Triton's compiler makes of each row. `make kernels` compiles again and compares.
 
 **No kernel has run on a GPU yet.** Each kernel has been compared with plain torch in Triton's interpreter, in fp32 on a
-CPU, and each variant below has been compiled to machine code for three GPUs on a machine without one. So the page says
+CPU, and each variant below has been compiled to machine code for four GPUs on a machine without one. So the page says
 that the kernels compute the right numbers and fit the GPUs, and says nothing of their speed.
 
 Triton {TRITON_VERSION} has compiled the page. Torch for CUDA brings a version of its own.
@@ -46,7 +46,8 @@ That of torch 2.13, 3.7.1, has compiled the sample of the table that the tests c
 A cell holds the registers of a thread, and the shared memory of a program in KiB. `+ n` are bytes of a thread that do
 not fit into the registers and lie in local memory, which is slow memory: a variant with such bytes fails the tests
 unless its row gives the reason. A thread has at most 255 registers. A program may have 163 KiB of shared memory on
-sm_80, and 227 KiB on sm_90 and sm_100. A GPU with `-` does not have the numbers of the variant, and is refused by name.
+sm_80, 99 KiB on sm_89 (on RTX 30 and RTX 40 too), and 227 KiB on sm_90 and sm_100. A GPU with `-` does not have the
+numbers of the variant, and is refused by name.
 
 | Kernel | What the kernel does | Plain torch beside it |
 |---|---|---|

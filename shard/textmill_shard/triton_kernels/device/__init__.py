@@ -1,1 +1,1 @@
-"""Code that runs on the GPU. Only `kernels.py` and `score_scan.py` import these files, and each of them imports triton."""
+"""Code that runs on the GPU. Each file imports triton, and only `kernels.py` and `score_scan.py` import the files."""

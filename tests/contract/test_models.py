@@ -39,6 +39,12 @@ def test_other_names_are_not_found(client: httpx.Client, name: str) -> None:
     assert "fake/model" in error["message"]
 
 
+@pytest.mark.parametrize("name", ["tgi", "dummy"])
+def test_a_name_that_calls_take_for_the_model_is_found(client: httpx.Client, name: str) -> None:
+    answer = client.get(f"/v1/models/{name}")
+    assert (answer.status_code, answer.json()["id"]) == (200, "fake/model")
+
+
 @pytest.mark.parametrize("path", ["/v1/models", SERVED])
 def test_methods(client: httpx.Client, path: str) -> None:
     answer = client.options(path)

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from textmill_router.adapters.names import is_placeholder
 from textmill_router.adapters.registry import ListedAdapter
 from textmill_router.api.openai.model_names import model_not_found
 from textmill_router.http.replies import send_error, send_reply
@@ -29,6 +30,9 @@ class ModelsRoute:
             await send_reply(scope, send, 200, msgspec.json.encode(self._model(name)))
         elif adapter is not None and adapter.facts is not None:
             await send_reply(scope, send, 200, msgspec.json.encode(self._adapter(adapter)))
+        elif is_placeholder(name):
+            base = self._service.settings.model_names[0]
+            await send_reply(scope, send, 200, msgspec.json.encode(self._model(base)))
         else:
             await send_error(scope, send, model_not_found(name, self._service))
 

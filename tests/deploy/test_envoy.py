@@ -317,7 +317,7 @@ def test_only_a_call_that_no_server_has_begun_is_sent_again(tmp_path: Path, way:
             statuses[client.post("/generate", json=BODY).status_code] += 1
         page = httpx.get(f"{good.url}/metrics", timeout=LIMIT_S, trust_env=False).text
     num_generated = int(re.findall(r"^tgi_request_count (\d+)", page, re.MULTILINE)[0])
-    assert bad.num_calls > num_calls / 4, "Envoy gives calls to both servers"
+    assert 0 < bad.num_calls < num_calls, "Envoy gives calls to both servers, and chooses by chance"
     assert statuses == Counter({200: num_generated, seen: bad.num_calls} if seen != 200 else {200: num_calls})
     assert num_generated == (num_calls if seen == 200 else num_calls - bad.num_calls)
 

@@ -93,6 +93,7 @@ def rows_of(bench: Bench, *names: str) -> list[Row]:
     return [row for name in names for row in parts[name]()]
 
 
+@pytest.mark.slow  # a whole lane of kernels, step loops and two models of files: 5 to 20 s, by the machine's load
 def test_kernels_tokens_and_a_model_of_files_are_compared_on_one_device(bench: Bench) -> None:
     rows = rows_of(bench, "Kernels beside plain torch", "Tokens of the step loop", "A model of files")
     assert len(rows) > KERNELS_OF_A_LANE + 10

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from textmill_shard.device import pick_device, why_no_gpu
-from textmill_shard.model.decode_graphs import CudaGraphRecorder, GraphRecorder, RecordedStep
 from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.model.graph_recorder import CudaGraphRecorder, GraphRecorder, RecordedStep
 from textmill_shard.triton_kernels.kernels import TritonKernels
 from textmill_shard.triton_kernels.loading import TritonMissing, check_capability, check_compiler
 

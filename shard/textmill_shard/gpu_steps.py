@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from textmill_shard.model.decode_graphs import GraphRecorder, default_buckets
+from textmill_shard.model.decode_graphs import default_buckets
+from textmill_shard.model.graph_recorder import GraphRecorder
 from textmill_shard.model.graph_trial import GraphTrial
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.settings import ServeSettings

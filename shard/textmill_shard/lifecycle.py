@@ -42,8 +42,8 @@ from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.loop_thread import LoopThread
 from textmill_shard.model.adapter import PreparedAdapter
-from textmill_shard.model.decode_graphs import CudaGraphRecorder
 from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.model.graph_recorder import CudaGraphRecorder
 from textmill_shard.model.kv_allocation import allocate_planned_kv
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
 from textmill_shard.model.media import MediaFacts

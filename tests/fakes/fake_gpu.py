@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
-from textmill_shard.model.decode_graphs import RecordedStep
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, RowScan
+from textmill_shard.model.graph_recorder import RecordedStep
 from textmill_shard.model.kv_scales import KvScales
 from textmill_shard.model.score_changes import FirstPass, ScoreChanges
 from textmill_shard.triton_kernels.constants import SCAN_IDS

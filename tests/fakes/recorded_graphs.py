@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from textmill_shard.model.decode_graphs import RecordedStep
 from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.model.graph_recorder import RecordedStep
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

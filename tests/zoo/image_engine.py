@@ -10,7 +10,7 @@ from textmill_shard.engine.media_put import IncomingItem, MediaHeader, TensorHea
 from textmill_shard.engine.media_rope import rope_rule
 from textmill_shard.engine.media_store import MediaStore
 from textmill_shard.engine.token_reader import TokenReader
-from textmill_shard.model.decode_graphs import GraphRecorder
+from textmill_shard.model.graph_recorder import GraphRecorder
 from textmill_shard.model.media import MediaFacts
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.slots.plan import Admit, MediaSpan, ShardFacts

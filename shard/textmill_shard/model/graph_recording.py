@@ -17,7 +17,8 @@ import torch
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import is_of_memory
 from textmill_shard.model.adapter import NO_ADAPTER
-from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder
+from textmill_shard.model.decode_graphs import DecodeGraphs
+from textmill_shard.model.graph_recorder import GraphRecorder
 from textmill_shard.model.system_memory import free_device_memory
 
 log = logging.getLogger(__name__)

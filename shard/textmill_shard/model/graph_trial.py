@@ -3,7 +3,8 @@
 import logging
 from dataclasses import dataclass
 
-from textmill_shard.model.decode_graphs import GraphRecorder, GraphSizes
+from textmill_shard.model.decode_graphs import GraphSizes
+from textmill_shard.model.graph_recorder import GraphRecorder
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.system_memory import taken_bytes
 

@@ -13,9 +13,10 @@ from torch import nn
 
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets, random_adapter
-from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder, GraphSizes, RowUnpacker, SeatedStep
+from textmill_shard.model.decode_graphs import DecodeGraphs, GraphSizes, RowUnpacker, SeatedStep
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.graph_check import GraphCheck
+from textmill_shard.model.graph_recorder import GraphRecorder
 from textmill_shard.model.graph_recording import Check, GraphRecording, Together
 from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS, KvPool, LayerKvSpec, kv_bytes_per_block
 from textmill_shard.model.kv_scales import KV_TYPES, KvScales

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from textmill_shard.gpu_steps import graph_buckets, graph_trial, record_graphs, steps_overlap
-from textmill_shard.model.decode_graphs import CudaGraphRecorder, default_buckets
+from textmill_shard.model.decode_graphs import default_buckets
+from textmill_shard.model.graph_recorder import CudaGraphRecorder
 from textmill_shard.settings import ServeSettings, load_settings
 
 RECORDER = CudaGraphRecorder()

@@ -12,9 +12,9 @@ import torch
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
-from textmill_shard.model.decode_graphs import RecordedStep
 from textmill_shard.model.decode_rows import DecodeRows
 from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.model.graph_recorder import RecordedStep
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.native.ranks import RankRoom
 
